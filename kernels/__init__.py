@@ -1,6 +1,26 @@
 """GPU and CPU kernels: one folder a rule family, each with a public op, a reference and its faster forms."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 if not __name__.startswith("archspec."):
     raise ImportError(
         f"imported as {__name__!r}; this folder is the package archspec.kernels: use `from archspec import kernels`"
     )
+
+# Public name -> the family that defines it; loaded on first use, so that importing one op does not import all.
+_FAMILIES = {
+    "linear_attention": "linear",
+    "linear_attention_step": "linear",
+}
+
+__all__ = sorted(_FAMILIES)
+
+
+def __getattr__(name: str) -> Any:
+    family = _FAMILIES.get(name)
+    if family is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{family}"), name)
