@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Self, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, Strict, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from archspec.errors import nearest, unknown
@@ -50,7 +50,29 @@ class Family:
 FAMILIES: dict[str, Family] = {}
 
 
-class Component(BaseModel):
+@dataclass(frozen=True)
+class UnknownKey:
+    """Stands in for the value of a key that a mapping may not have, so that the error can list those it may."""
+
+    known: tuple[str, ...]
+
+
+class StrictModel(BaseModel):
+    """A frozen mapping of a document: unknown keys are errors that know which keys exist."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mark_unknown_keys(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        names = tuple(info.alias or name for name, info in cls.model_fields.items())
+        accepted = {*names, *cls.model_fields}
+        return {key: item if key in accepted else UnknownKey(names) for key, item in value.items()}
+
+
+class Component(StrictModel):
     """One choice of one family. Subclass a family's base with ``kind="name"`` to add a choice.
 
     Class attributes:
@@ -58,8 +80,6 @@ class Component(BaseModel):
         presets: names that expand to this kind with fields set; explicit fields go on top.
         source: the paper or equation that defines it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
     family: ClassVar[str] = ""
     kind: ClassVar[str] = ""
@@ -107,13 +127,18 @@ class Component(BaseModel):
         return None
 
     @classmethod
+    def infer_kind(cls, mapping: Mapping[str, Any]) -> str | None:
+        """Return the kind of a mapping that does not name one; the family's default unless overridden."""
+        return FAMILIES[cls.family].default_kind
+
+    @classmethod
     def parse(cls, value: object) -> Self:
         """Validate any accepted form of this family (short form, mapping or instance) into a component.
 
         Raises:
             pydantic.ValidationError: with one line per problem, located below ``value``.
         """
-        return cast(Self, cls.model_validate(value))
+        return cls.model_validate(value)
 
     def dump(self) -> dict[str, Any]:
         """Return the plain mapping of this component: its kind first, then every field by its YAML name."""
@@ -131,9 +156,7 @@ class Component(BaseModel):
         return bool(self.__dict__.get("_named", False))
 
     @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         if not cls.is_family_base():
             return handler(source)
         return core_schema.no_info_plain_validator_function(
@@ -159,10 +182,10 @@ class Component(BaseModel):
         if not isinstance(value, Mapping):
             raise PydanticCustomError(
                 "component_form",
-                "found {found}; required: a {noun} by name or as a mapping with 'kind'; known: {known}.",
+                "found {found}; required: {noun}, by name or as a mapping with 'kind'; known: {known}.",
                 {"found": _describe(value), "noun": family.noun, "known": ", ".join(family.known())},
             )
-        kind = value.get("kind", family.default_kind)
+        kind = value["kind"] if "kind" in value else cls.infer_kind(value)
         if kind is None:
             raise PydanticCustomError(
                 "kind_missing",
@@ -170,9 +193,7 @@ class Component(BaseModel):
                 {"noun": family.noun, "known": ", ".join(family.known()), "hint": _kind_hint(family, value)},
             )
         if not isinstance(kind, str):
-            raise PydanticCustomError(
-                "kind_form", "'kind' must be a name, found {found}.", {"found": _describe(kind)}
-            )
+            raise PydanticCustomError("kind_form", "'kind' must be a name, found {found}.", {"found": _describe(kind)})
         return cls._build(kind, {key: item for key, item in value.items() if key != "kind"}, "kind" in value)
 
     @classmethod
@@ -202,12 +223,12 @@ class Component(BaseModel):
                 "unknown_kind", "{sentence}", {"sentence": unknown(family.noun, kind, family.known())}
             )
         component = member.model_validate(fields)
-        if named:
+        if named and not component.names_its_kind:
             component.__dict__["_named"] = True
         return component
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._values() == cast(Component, other)._values()
+        return type(self) is type(other) and isinstance(other, Component) and self._values() == other._values()
 
     def __hash__(self) -> int:
         return hash((type(self), repr(self._values())))

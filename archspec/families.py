@@ -1,0 +1,487 @@
+"""The families of choices and what each must be able to do: abstract bases, no choice of their own.
+
+Every method is pure: tensors in, tensors out, any dtype and device. Tensors inside a memory have the layout
+[B, H, C, d] (C tokens of one head side by side; C = 1 in the token-by-token recurrence). A gate's tensor always has
+two trailing axes, [..., 1 or K, 1 or V]: ``head`` is [1, 1], ``key`` [K, 1], ``value`` [1, V], ``state`` [K, V].
+
+Sources: the four choices are those of Miras (arXiv:2504.13173, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from archspec.component import FAMILIES, Component, Count, Flag, Integer, Number, Off, Positive, StrictModel, Text
+from archspec.errors import UnsupportedError
+from archspec.initial import Initial, Offset, Parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from archspec.shapes import HeadDims
+
+Per = Literal["head", "key", "value", "state"]
+Order = Literal["decay_first", "together", "step_first"]
+Activation = Literal[
+    "none", "linear", "relu", "relu2", "silu", "gelu", "tanh", "sigmoid", "softplus", "softmax", "exp", "log_sigmoid"
+]
+Shift = Literal["none", "lerp"]
+Scale = Annotated[
+    Number | None,
+    BeforeValidator(lambda value: None if value == "rsqrt" else value),
+    WithJsonSchema({"anyOf": [{"const": "rsqrt"}, {"type": "number"}, {"type": "null"}]}),
+]
+
+
+class Part(StrictModel):
+    """A plain group of keys inside a document: frozen and strict like a component, but of one kind only."""
+
+
+class Dim(Part):
+    """A size: a fixed number, or ``ratio`` times another size, rounded to a multiple.
+
+    ``{ratio: r, of: model_dim, multiple_of: m}`` is m * round(r * size / m), at least m.
+    """
+
+    fixed: Count | None = None
+    ratio: Positive | None = None
+    of: Literal["model_dim", "key_dim", "value_dim", "num_heads"] = "model_dim"
+    multiple_of: Count = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"fixed": value}
+        if isinstance(value, Mapping) and "fixed" in value:
+            return value
+        if isinstance(value, Mapping) and "ratio" not in value:
+            raise PydanticCustomError("dim_form", "a size is a whole number or a mapping with 'ratio'.")
+        if not isinstance(value, Mapping | Dim):
+            raise PydanticCustomError(
+                "dim_form",
+                "found {found}; required: a whole number or {{ratio, of, multiple_of}}.",
+                {"found": repr(value)},
+            )
+        return value
+
+    def resolve(self, sizes: Mapping[str, int]) -> int:
+        """Return the size, given the sizes it may refer to by name."""
+        if self.fixed is not None:
+            return self.fixed
+        target = (self.ratio or 1.0) * sizes[self.of]
+        return max(self.multiple_of, self.multiple_of * round(target / self.multiple_of))
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+class Source(Component):
+    """Where a stream, projection or gate takes its input, and the linear map in front of it.
+
+    Stages: shift, linear (rank: two factors with ``hidden`` between; block_size: block-diagonal), conv.
+
+    Args:
+        from_: the input stream, another stream, or several, which are concatenated.
+        shift: ``lerp`` mixes each token with the one before it by a learned weight per channel (RWKV).
+        rank: factor the linear map through this many channels.
+        hidden: activation between the two factors.
+        block_size: the linear map is block-diagonal with blocks of this size.
+        offset: law of the additive vector; absent means there is none. (A projection's "bias".)
+        init: law of the weights; absent means normal with variance 1/d_in.
+        conv: width in tokens of a causal depthwise convolution; 0 is none.
+    """
+
+    from_: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(alias="from", min_length=1)] = ("input",)
+    shift: Shift = "none"
+    rank: Dim | None = None
+    hidden: Activation = "none"
+    block_size: Count | None = None
+    offset: Offset = None
+    init: Initial | None = None
+    conv: Annotated[Integer, Field(ge=0)] = 0
+
+
+class Norm(Component, family="norm", noun="norm"):
+    """A normalisation over the last axis (or, with ``over: model``, over all heads together)."""
+
+    eps: Positive = 1e-6
+    over: Literal["head", "model"] = "head"
+
+    def parameters(self, dim: int) -> Parameters:
+        """Return the learned scale and shift for an axis of ``dim`` channels; none by default."""
+        return {}
+
+    @abstractmethod
+    def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Normalise ``x`` [..., dim] over its last axis."""
+
+
+class Position(Component, family="position", noun="position"):
+    """A position law on queries and keys: acts on one head's vector at a known token index."""
+
+    @abstractmethod
+    def apply(self, x: Tensor, positions: Tensor, *, is_query: bool) -> Tensor:
+        """Encode ``x`` [B, T, H, K] at the integer ``positions`` [T]."""
+
+
+class FeatureMap(Component, family="feature", noun="feature map"):
+    """phi: what a key and a query become before the memory sees them."""
+
+    def output_dim(self, dim: int) -> int:
+        """Return the size of phi(x) for x of size ``dim``."""
+        return dim
+
+    def parameters(self, num_heads: int, dim: int) -> Parameters:
+        """Return the learned parameters; none by default."""
+        return {}
+
+    @abstractmethod
+    def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return phi(x) for ``x`` [B, T, H, K]."""
+
+
+class StreamFields(Source):
+    """What streams and projections have in common: a source, a width, an activation and a norm.
+
+    Attributes:
+        has_weights: whether the source's linear map exists.
+    """
+
+    dim: Dim | None = None
+    activation: Activation = "none"
+    norm: Annotated[Norm | None, Off] = None
+
+    has_weights: ClassVar[bool] = True
+
+
+class Stream(StreamFields, family="stream", noun="stream", default_kind="linear"):
+    """A named signal inside a mixer that projections and gates can read."""
+
+
+class Gate(Source, family="gate", noun="gate"):
+    """A scalar, per-channel or per-state quantity of each token: decay, step size, momentum, threshold, ...
+
+    value = scale * f(z), z = the source's linear map of the token, one number for each of ``per``.
+    """
+
+    per: Per = "head"
+    scale: Number = 1.0
+
+    has_source: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The interval the value lies in, ``scale`` included."""
+        low, high = (self.scale * bound if self.scale else 0.0 for bound in self.bounds)
+        return min(low, high), max(low, high)
+
+    @classmethod
+    def from_name(cls, name: str) -> Component | None:
+        """A bare name that is no kind refers to the mixer's ``gates:``."""
+        named = _gate_kind("named")
+        return named.model_validate({"name": name}) if named is not None else None
+
+    @classmethod
+    def from_number(cls, number: float) -> Component | None:
+        """A bare number is a constant gate."""
+        constant = _gate_kind("constant")
+        return constant.model_validate({"value": number}) if constant is not None else None
+
+    @classmethod
+    def known_kinds(cls) -> list[str]:
+        """Return every name that means a kind of gate."""
+        return FAMILIES["gate"].known()
+
+    @classmethod
+    def parse_kind_exists(cls, name: str) -> bool:
+        """Say whether ``name`` is a kind of gate, so that it cannot name one."""
+        return name in cls.known_kinds()
+
+    @property
+    def granularity(self) -> Per:
+        """What the value varies over; ``per``, unless a parameter of the gate varies over more."""
+        return self.per
+
+    def parameters(self, dims: HeadDims) -> Parameters:
+        """Return the learned parameters beyond the source's linear map; none by default."""
+        return {}
+
+    def constants(self, num_heads: int, layer: int, num_layers: int) -> Mapping[str, tuple[float, ...]]:
+        """Return fixed numbers per head, [H] each, for schedules over heads and depth; none by default."""
+        return {}
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the quantities of the mixer, by path, that this gate is derived from; none by default."""
+        return ()
+
+    @abstractmethod
+    def value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """Return the value, before ``scale``.
+
+        Args:
+            z: the source's linear map, [B, T, H, 1 or K, 1 or V]; a zero of layout [1, 1, H, 1, 1] when the gate
+                has no source.
+            known: learned parameters ([H, 1 or K, 1 or V]), constants ([H, 1, 1]) and the quantities of ``needs``.
+        """
+
+    def log_value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """Return log(value), in the form that loses least; for decays."""
+        return self.value(z, known).log()
+
+
+def _gate_kind(kind: str) -> type[Component] | None:
+    return FAMILIES["gate"].members.get(kind)
+
+
+def gate_size(per: Per, dims: HeadDims) -> tuple[int, int]:
+    """Return the two trailing axes of a gate's tensor: [1 or K, 1 or V]."""
+    return (
+        dims.key_dim if per in ("key", "state") else 1,
+        dims.value_dim if per in ("value", "state") else 1,
+    )
+
+
+class Blend(Part):
+    """Mix a projection with the same projection of the first layer: x <- lerp(x, x_first, gate)."""
+
+    with_: Annotated[Literal["first_layer"], Field(alias="with")]
+    gate: Gate
+
+
+class Projection(StreamFields, family="projection", noun="projection", default_kind="linear"):
+    """Query, key or value. Stages: shift, linear, conv, activation, norm, blend, position, feature.
+
+    Args:
+        heads: number of groups; heads share the projection within a group.
+        position: position law on the vector of each head.
+        blend: mixing with the first layer's projection.
+        feature: the feature map.
+        parts: several projections, concatenated along the head's vector.
+    """
+
+    heads: Count | None = None
+    position: Annotated[Position | None, Off] = None
+    blend: Blend | None = None
+    feature: Annotated[FeatureMap | None, Off] = None
+    parts: tuple[Projection, ...] = ()
+
+    @classmethod
+    def from_list(cls, items: list[Any]) -> Component | None:
+        """A bare list is the concatenation of its parts."""
+        return cls.parse({"kind": "linear", "parts": items})
+
+
+Linear = Callable[[str, "Tensor"], "Tensor"]
+
+
+class Memory(Component, family="memory", noun="memory"):
+    """M(W, x): what is stored per head, and how it is read.
+
+    A memory describes its network once, over the primitive ``linear(name, x)`` = x @ W[name]. The recurrence, the
+    chunkwise form and the kernels each supply their own ``linear``.
+    """
+
+    grows: ClassVar[bool] = False
+
+    @abstractmethod
+    def weights(self, dims: HeadDims) -> Mapping[str, tuple[int, int]]:
+        """Return name -> (d_in, d_out) of one head's weights W; empty for a memory of tokens."""
+
+    @abstractmethod
+    def network(self, linear: Linear, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return M(W, x) [B, H, C, V'] for x [B, H, C, K], calling ``linear(name, x)`` once for each weight."""
+
+    @abstractmethod
+    def initial(self, dims: HeadDims) -> Parameters:
+        """Return the learned start weights by weight name; a name left out starts at zero."""
+
+    def parameters(self, dims: HeadDims) -> Parameters:
+        """Return what the outer loop learns inside the network and no update touches; none by default."""
+        return {}
+
+    def target(self, value: Tensor) -> Tensor:
+        """Return what M(k) is compared with: the value [B, H, C, V], unless the memory stores more."""
+        return value
+
+    def finish(self, read: Tensor, dims: HeadDims) -> Tensor:
+        """Return the read-out [B, H, C, V] from M(W, q): scaling and normalising."""
+        return read
+
+    def axis(self, weight: str, per: Per) -> Literal["none", "input", "output", "both", "illegal"]:
+        """Say along which axis of ``weight`` a gate of granularity ``per`` varies."""
+        return "none" if per == "head" else "illegal"
+
+
+class Window(Part):
+    """The Omega rule: the loss sums over the last ``length`` tokens, each weighed by a gate (arXiv:2505.23735)."""
+
+    length: Count
+    weights: Gate | None = None
+
+
+class ReadKey(Part):
+    """The key that the error is read with, when it is not the key that is written: p = norm(scale * k)."""
+
+    scale: Gate | None = None
+    norm: Annotated[Norm | None, Off] = None
+
+
+class Bias(Component, family="bias", noun="attentional bias"):
+    """The loss l(M(k), v) that a memory descends; the error delta is its gradient in the prediction.
+
+    Attributes:
+        error: ``value`` when delta = -v whatever the prediction; ``residual`` when delta = M(k) - v;
+            ``nonlinear`` otherwise. Lowering reads it.
+    """
+
+    window: Window | None = None
+    read_key: ReadKey | None = None
+    erase_key: Literal["key", "read_key"] = "key"
+
+    error: ClassVar[Literal["value", "residual", "nonlinear"]] = "nonlinear"
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, value: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        """Return l [...] for prediction and value [..., V]; ``gates`` by field name, [..., 1 or V]."""
+
+    @abstractmethod
+    def gradient(self, prediction: Tensor, value: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        """Return delta = dl / d prediction, [..., V]."""
+
+
+class Retention(Component, family="retention", noun="retention gate"):
+    """How much of the past is kept: a decay alpha on the dual weights, its order, and a link W = link(Z)."""
+
+    order: Order = "decay_first"
+
+    has_link: ClassVar[bool] = False
+
+    @property
+    def decay_gate(self) -> Gate | None:
+        """The gate whose value is alpha; None when nothing decays."""
+        return None
+
+    def link(self, dual: Tensor) -> Tensor:
+        """Return W from the dual Z [B, H, d_in, d_out] of one weight; the identity by default."""
+        return dual
+
+
+class Anchor(Part):
+    """Where gradients are taken: at the weights of the last multiple of ``every`` tokens.
+
+    Args:
+        every: C, tokens from one anchor to the next.
+        reduce: ``sum`` adds the chunk's steps; ``mean`` divides the i-th token's by i (TTT).
+        lag: the first token of a chunk takes the true step, the rest run linearly from it (Miras, section 5).
+        link: where the retention's link applies: at every ``token``, or at the ``anchor`` only.
+    """
+
+    every: Count
+    reduce: Literal["sum", "mean"] = "sum"
+    lag: Flag = False
+    link: Literal["token", "anchor"] = "token"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise PydanticCustomError(
+                "anchor_form",
+                "an anchor is 'token', a chunk length or {{every, ...}}; found {found}.",
+                {"found": repr(value)},
+            )
+        return {"every": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+AtAnchor = Annotated[Anchor | None, BeforeValidator(lambda value: None if value == "token" else value)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an update rule sees of one token, for one weight of the memory.
+
+    Args:
+        gradient: dl/dW at the evaluation point, [B, H, d_in, d_out], without any step size.
+        stepped: the same with its step sizes: eta * gradient, erase and write parts each with their own.
+        gates: the rule's gates by field name, each broadcasting against the gradient.
+        key: k_t [B, H, K], for rules that need the input itself.
+    """
+
+    gradient: Tensor
+    stepped: Tensor
+    gates: Mapping[str, Tensor]
+    key: Tensor
+
+
+class Update(Component, family="update", noun="update rule"):
+    """How the weights move: turns the gradient of the bias into an increment of the dual weights.
+
+    Args:
+        step_size: eta, the strength of a step.
+        write_size: the strength with which the value is written, when it is not eta (l2 and dot only).
+        anchor: where the gradient is taken; ``token`` is the current weights.
+    """
+
+    step_size: Gate = Field(default_factory=lambda: Gate.parse(1.0))
+    write_size: Gate | None = None
+    anchor: AtAnchor = None
+
+    parametric: ClassVar[bool] = True
+    buffers: ClassVar[tuple[str, ...]] = ()
+
+    def increment(self, step: Step, buffers: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the increment of one weight [B, H, d_in, d_out] and the new buffers, by name."""
+        raise UnsupportedError(f"update {self.kind}: it has no increment; it is not a parametric rule.")
+
+
+class FeedForward(Component, family="feed_forward", noun="feed-forward"):
+    """The channel mixer after the sequence mixer."""
+
+    expansion: Positive = 4.0
+    multiple_of: Count = 1
+    shift: Shift = "none"
+
+    def hidden_dim(self, model_dim: int) -> int:
+        """Return the inner width: expansion * D rounded to a multiple."""
+        return Dim(ratio=self.expansion, multiple_of=self.multiple_of).resolve({"model_dim": model_dim})
+
+    @abstractmethod
+    def parameters(self, model_dim: int) -> Parameters:
+        """Return the learned matrices."""
+
+    @abstractmethod
+    def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return the output [B, T, D] for x [B, T, D]."""
+
+    def flops_per_token(self, model_dim: int) -> int:
+        """Return multiply-adds counted as two, one token, forward."""
+        return 2 * sum(parameter.size for parameter in self.parameters(model_dim).values() if parameter.decayed)
+
+
+class Mixer(Component, family="mixer", noun="mixer", default_kind="memory"):
+    """The sequence mixer of a block."""
+
+    def children(self) -> Mapping[tuple[str, ...], Mixer]:
+        """Return the mixers inside this one, by their path below it; none by default."""
+        return {}
+
+
+def gates_of(component: Component | Part, prefix: str = "") -> Iterator[tuple[str, Gate]]:
+    """Yield (dotted field name, gate) for every gate inside ``component``, its parts included."""
+    for name in type(component).model_fields:
+        value = getattr(component, name)
+        path = f"{prefix}{name}"
+        if isinstance(value, Gate):
+            yield path, value
+        elif isinstance(value, Part):
+            yield from gates_of(value, f"{path}.")

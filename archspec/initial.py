@@ -1,0 +1,93 @@
+"""Initial laws of learned parameters, and the declarations from which modules and predictions are both made.
+
+A component does not create parameters: it declares them as ``Parameter(shape, law)``. The compiled module draws
+them, and ``complexity`` counts them, from the same declaration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, model_validator
+from pydantic_core import PydanticCustomError
+
+from archspec.component import Number, Positive, StrictModel
+
+
+class Initial(StrictModel):
+    """The law a parameter is drawn from; exactly one field is set.
+
+    A bare number is a constant; the bare names are ``dt`` (b = softplus^-1(tau), tau log-uniform in
+    [1e-3, 0.1], at least 1e-4: Mamba's step-size law), ``by_depth`` (xLSTM's forget offsets, a power law over
+    depth) and ``fan_in`` (normal with variance 1/d_in).
+    """
+
+    constant: Number | None = None
+    normal: Positive | None = None
+    uniform: tuple[Number, Number] | None = None
+    log_uniform: tuple[Positive, Positive] | None = None
+    linspace: tuple[Number, Number] | None = None
+    arange: Number | None = None
+    law: Literal["dt", "by_depth", "fan_in"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"constant": value}
+        if isinstance(value, str):
+            return {"law": value}
+        return value
+
+    @model_validator(mode="after")
+    def _one_law(self) -> Initial:
+        named = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise PydanticCustomError(
+                "initial_law",
+                "an initial law names exactly one of {known}, found {found}.",
+                {"known": ", ".join(type(self).model_fields), "found": ", ".join(named) or "none"},
+            )
+        for pair in (self.uniform, self.log_uniform):
+            if pair is not None and not pair[0] < pair[1]:
+                raise PydanticCustomError(
+                    "initial_range",
+                    "the range of an initial law must increase, found [{low}, {high}].",
+                    {"low": pair[0], "high": pair[1]},
+                )
+        return self
+
+
+Offset = Annotated[Initial | None, BeforeValidator(lambda value: None if value == "none" else value)]
+
+ZEROS = Initial(constant=0.0)
+ONES = Initial(constant=1.0)
+FAN_IN = Initial(law="fan_in")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A learned tensor that a component declares.
+
+    Args:
+        shape: its shape; for a weight matrix [..., d_in, d_out].
+        law: what it is drawn from at initialisation.
+        logarithm: store the logarithm of the drawn value.
+        decayed: whether weight decay applies (matrices yes; gates, norms and offsets no).
+    """
+
+    shape: tuple[int, ...]
+    law: Initial
+    logarithm: bool = False
+    decayed: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of scalars."""
+        return math.prod(self.shape)
+
+
+Parameters = Mapping[str, Parameter]

@@ -1,0 +1,378 @@
+"""Which combinations mean something: rules as data, each with its reason and what would be legal.
+
+Form (types, unknown keys) is the schema's business; this is about mathematics and shapes. Every rule yields
+(path in the document, sentence); all of them are reported together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from archspec.errors import nearest
+from archspec.families import Gate, Mixer, Per, Source, StreamFields, gate_size
+from archspec.schema import MemoryMixer, Spec
+from archspec.shapes import HeadDims
+
+Path = tuple[str | int, ...]
+Finding = tuple[Path, str]
+PROJECTIONS = ("query", "key", "value")
+NON_NEGATIVE = ("update.step_size", "update.write_size", "bias.threshold")
+FRACTIONS = ("retention.gate", "update.momentum")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One mixer under examination: its dims are those the memory sees."""
+
+    mixer: MemoryMixer
+    projected: HeadDims
+    dims: HeadDims
+
+
+Rule = Callable[[Context], Iterator[Finding]]
+
+
+def check(spec: Spec) -> list[Finding]:
+    """Return everything that is illegal in a spec whose form is right; an empty list means it can run."""
+    findings = list(_layout(spec))
+    for name, block in spec.blocks.items():
+        findings.extend(_mixer(block.mixer, spec.model_dim, ("blocks", name, "mixer")))
+    return findings
+
+
+def _layout(spec: Spec) -> Iterator[Finding]:
+    names = list(spec.layout.names())
+    for name in sorted(set(names) - set(spec.blocks)):
+        known = ", ".join(sorted(spec.blocks))
+        yield ("layout",), f"no block {name!r}; known: {known}.{nearest(name, spec.blocks)}"
+    if len(names) > spec.MAX_LAYERS:
+        yield ("layout",), f"{len(names)} layers; at most {spec.MAX_LAYERS} are allowed."
+
+
+def _mixer(mixer: Mixer, model_dim: int, path: Path) -> Iterator[Finding]:
+    for name, child in mixer.children().items():
+        yield from _mixer(child, model_dim, (*path, *name))
+    if not isinstance(mixer, MemoryMixer):
+        return
+    found = list(_references(mixer))
+    try:
+        projected, dims = mixer.projected_dims(model_dim), mixer.dims(model_dim)
+    except ValueError as error:
+        found.append(((), f"{error}."))
+    else:
+        context = Context(mixer, projected, dims)
+        # A rule may only look at what exists: references first, sizes and combinations after.
+        if not found:
+            for rule in RULES:
+                found.extend(rule(context))
+    for local, message in found:
+        yield (*path, *local), message
+
+
+def _references(mixer: MemoryMixer) -> Iterator[Finding]:
+    seen = ["input"]
+    for name, stream in mixer.streams.items():
+        if name in ("input", *PROJECTIONS):
+            yield ("streams", name), f"{name!r} is taken; choose another name for the stream."
+        yield from _known_sources(stream, seen, ("streams", name))
+        seen.append(name)
+    for field in ("qkv", "qk", *PROJECTIONS):
+        projection = getattr(mixer, field)
+        if projection is not None:
+            yield from _known_sources(projection, seen, (field,))
+            for index, part in enumerate(projection.parts):
+                yield from _known_sources(part, seen, (field, "parts", index))
+    for name in mixer.gates:
+        if Gate.parse_kind_exists(name):
+            yield ("gates", name), f"{name!r} is a kind of gate; choose another name."
+    for path, gate in mixer.named_gates():
+        yield from _known_sources(gate, [*seen, *PROJECTIONS], tuple(path.split(".")))
+        for needed in gate.needs():
+            if needed.startswith("gates.") and needed.removeprefix("gates.") not in mixer.gates:
+                name = needed.removeprefix("gates.")
+                known = sorted([*Gate.known_kinds(), *mixer.gates])
+                yield (
+                    tuple(path.split(".")),
+                    f"unknown gate {name!r}; known: {', '.join(known)}.{nearest(name, known)}",
+                )
+    yield from _gate_cycles(mixer)
+    skip = mixer.readout.skip
+    if skip is not None and skip.of not in (*seen, *PROJECTIONS):
+        known = sorted([*seen, *PROJECTIONS])
+        message = f"unknown stream {skip.of!r}; known: {', '.join(known)}.{nearest(skip.of, known)}"
+        yield ("readout", "skip", "of"), message
+
+
+def _known_sources(source: Source, known: list[str], path: Path) -> Iterator[Finding]:
+    for name in source.from_:
+        if name not in known:
+            message = f"unknown stream {name!r}; known here: {', '.join(sorted(known))}.{nearest(name, known)}"
+            yield (*path, "from"), message
+
+
+def _gate_cycles(mixer: MemoryMixer) -> Iterator[Finding]:
+    gates = dict(mixer.named_gates())
+    for start in gates:
+        trail, queue = [start], list(gates[start].needs())
+        while queue:
+            name = queue.pop()
+            if name == start:
+                yield tuple(start.split(".")), f"the gate depends on itself: {' -> '.join([*trail, start])}."
+                break
+            if name in gates and name not in trail:
+                trail.append(name)
+                queue.extend(gates[name].needs())
+
+
+def _memory_and_update(context: Context) -> Iterator[Finding]:
+    mixer = context.mixer
+    memory, update = mixer.memory, mixer.update
+    if memory.grows and update.parametric:
+        yield (
+            ("update",),
+            f"memory {memory.kind} stores tokens and has no weights for {update.kind} to move; "
+            "use 'nonparametric', or memory 'matrix' or 'mlp'.",
+        )
+    if not memory.grows and not update.parametric:
+        yield (
+            ("update",),
+            f"update {update.kind} reads stored tokens, and memory {memory.kind} stores none; "
+            "use memory 'kv', or update 'gradient_descent'.",
+        )
+    if memory.grows and mixer.bias.kind != "l2":
+        yield (
+            ("bias",),
+            f"reading a memory of tokens *is* regression under l2; found {mixer.bias.kind}: remove 'bias'.",
+        )
+    gate = mixer.retention.decay_gate
+    if memory.grows and mixer.retention.has_link:
+        yield ("retention",), "a link acts on weights, and a memory of tokens has none; use 'none' or 'decay'."
+    if memory.grows and gate is not None and gate.granularity != "head":
+        yield ("retention", "gate"), "a memory of tokens fades per head: its softmax has one weight a token."
+
+
+def _normalizer(context: Context) -> Iterator[Finding]:
+    normalizer = getattr(context.mixer.memory, "normalizer", None)
+    if normalizer is None:
+        return
+    if context.mixer.bias.error != "value":
+        yield (
+            ("memory", "normalizer"),
+            f"the sum of written keys is a normaliser only when writing adds keys; found bias "
+            f"{context.mixer.bias.kind}: use 'dot', or remove the normalizer.",
+        )
+    for path, gate in context.mixer.named_gates():
+        if path.startswith(("retention.", "update.")) and gate.granularity in ("value", "state"):
+            yield (
+                tuple(path.split(".")),
+                "with a normalizer, values and their normaliser must fade and grow alike; use per head or key.",
+            )
+
+
+def _gate_axes(context: Context) -> Iterator[Finding]:
+    memory = context.mixer.memory
+    for path, gate in context.mixer.named_gates():
+        if not path.startswith(("retention.", "update.")) or memory.grows:
+            continue
+        granularity = _granularity(context.mixer, gate)
+        axes = {memory.axis(name, granularity) for name in memory.weights(context.dims)}
+        if "illegal" in axes:
+            yield (
+                tuple(path.split(".")),
+                f"per {granularity} has no axis on every weight of memory {memory.kind}; "
+                f"legal: {', '.join(_legal_axes(context))}.",
+            )
+        elif granularity == "key" and "output" in axes and context.dims.key_dim != context.dims.value_dim:
+            yield (
+                tuple(path.split(".")),
+                "per key varies along the output of the last layer too, so key_dim must equal value_dim "
+                f"(found {context.dims.key_dim} and {context.dims.value_dim}).",
+            )
+
+
+def _legal_axes(context: Context) -> list[str]:
+    memory = context.mixer.memory
+    names = list(memory.weights(context.dims))
+    grains: tuple[Per, ...] = ("head", "key", "value", "state")
+    return [per for per in grains if all(memory.axis(name, per) != "illegal" for name in names)]
+
+
+def _granularity(mixer: MemoryMixer, gate: Gate) -> Per:
+    for needed in gate.needs():
+        if needed.startswith("gates."):
+            return _granularity(mixer, mixer.gates[needed.removeprefix("gates.")])
+    return gate.granularity
+
+
+def _range(mixer: MemoryMixer, gate: Gate) -> tuple[float, float]:
+    for needed in gate.needs():
+        if needed.startswith("gates."):
+            low, high = _range(mixer, mixer.gates[needed.removeprefix("gates.")])
+            return gate.scale * low, gate.scale * high
+    return gate.value_range
+
+
+def _gate_ranges(context: Context) -> Iterator[Finding]:
+    for path, gate in context.mixer.named_gates():
+        low, high = _range(context.mixer, gate)
+        where = tuple(path.split("."))
+        if path in FRACTIONS and not (low >= 0 and high <= 1):
+            yield where, f"keeps a fraction in [0, 1], and {gate.kind} ranges over [{low:g}, {high:g}]; use sigmoid."
+        if path in NON_NEGATIVE and low < 0:
+            yield where, f"must not be negative, and {gate.kind} ranges over [{low:g}, {high:g}]; use softplus."
+
+
+def _bias_gates(context: Context) -> Iterator[Finding]:
+    for path, gate in context.mixer.named_gates():
+        if not path.startswith("bias."):
+            continue
+        granularity = _granularity(context.mixer, gate)
+        form = getattr(context.mixer.bias, "form", None)
+        if granularity == "value" and form in ("norm", "mixture"):
+            yield (
+                tuple(path.split(".")),
+                f"form {form} compares the threshold with a norm over the channels, so it is one number a head; "
+                "use per head, or form 'coordinate'.",
+            )
+        elif granularity not in ("head", "value") and path == "bias.threshold":
+            yield tuple(path.split(".")), f"an error has one entry a value channel; found per {granularity}."
+
+
+def _write_and_erase(context: Context) -> Iterator[Finding]:
+    bias, update = context.mixer.bias, context.mixer.update
+    if update.write_size is not None and bias.error == "nonlinear":
+        yield (
+            ("update", "write_size"),
+            f"a write strength of its own needs an error that is linear in the value; found bias {bias.kind}: "
+            "use l2 or dot, or remove it.",
+        )
+    if bias.erase_key == "read_key" and (bias.error != "residual" or bias.read_key is None):
+        yield ("bias", "erase_key"), "erasing with the read key needs bias l2 and a 'read_key'."
+
+
+def _memory_shape(context: Context) -> Iterator[Finding]:
+    memory, dims = context.mixer.memory, context.dims
+    if getattr(memory, "residual", False) and dims.key_dim != dims.value_dim:
+        yield (
+            ("memory", "residual"),
+            f"x + f(x) needs key_dim = value_dim; found {dims.key_dim} and {dims.value_dim}.",
+        )
+
+
+def _anchor(context: Context) -> Iterator[Finding]:
+    mixer, anchor = context.mixer, context.mixer.update.anchor
+    if anchor is None or anchor.reduce == "sum":
+        return
+    if mixer.update.kind != "gradient_descent" or mixer.retention.kind != "none":
+        yield (
+            ("update", "anchor", "reduce"),
+            "a mean over the chunk's steps is defined for gradient_descent without retention; use 'sum'.",
+        )
+
+
+def _projections(context: Context) -> Iterator[Finding]:
+    mixer, dims = context.mixer, context.projected
+    features = {}
+    for name in PROJECTIONS:
+        projection = mixer.projection(name)  # type: ignore[arg-type]
+        if projection.heads is not None and dims.num_heads % projection.heads:
+            yield (name, "heads"), f"{projection.heads} groups do not divide num_heads={dims.num_heads}."
+        if name == "value" and projection.position is not None:
+            yield (name, "position"), "positions act on queries and keys; write it under 'qk'."
+        size = dims.value_dim if name == "value" else dims.key_dim
+        feature = projection.feature
+        features[name] = feature.output_dim(size) if feature is not None else size
+        if name == "value" and feature is not None and features[name] != size:
+            yield (name, "feature"), f"the feature map changes the value's size from {size} to {features[name]}."
+    if features["query"] != features["key"]:
+        yield (
+            ("query", "feature"),
+            f"queries have {features['query']} channels and keys {features['key']} after their feature maps; "
+            "they must agree.",
+        )
+
+
+def _widths(context: Context) -> Iterator[Finding]:
+    """Identity sources, block-diagonal maps and skips must fit the widths they join."""
+    mixer, dims = context.mixer, context.projected
+    widths = stream_widths(mixer, dims)
+    for name in PROJECTIONS:
+        projection = mixer.projection(name)  # type: ignore[arg-type]
+        width = sum(widths[source] for source in projection.from_)
+        size = (projection.heads or dims.num_heads) * (dims.value_dim if name == "value" else dims.key_dim)
+        if not projection.parts and not projection.has_weights and width != size:
+            yield (name,), f"an identity of a source of width {width} cannot be {size} wide; use kind 'linear'."
+        yield from _blocks_divide(projection, width, size, (name,))
+    skip = mixer.readout.skip
+    if skip is not None:
+        width, needed = widths[skip.of], dims.num_heads * dims.value_dim
+        if width != needed:
+            message = f"{skip.of} is {width} wide and the read-out {needed}; they must agree."
+            yield ("readout", "skip", "of"), message
+    for path, gate in mixer.named_gates():
+        if gate.has_source and gate.block_size is not None:
+            sizes = gate_size(gate.per, dims)
+            width = sum(widths[source] for source in gate.from_)
+            yield from _blocks_divide(gate, width, dims.num_heads * sizes[0] * sizes[1], tuple(path.split(".")))
+
+
+def _blocks_divide(source: Source, width: int, size: int, path: Path) -> Iterator[Finding]:
+    block = source.block_size
+    if block is not None and (width % block or size % block or width != size):
+        yield (
+            (*path, "block_size"),
+            f"blocks of {block} need equal widths that it divides; found {width} in and {size} out.",
+        )
+
+
+def stream_widths(mixer: MemoryMixer, dims: HeadDims) -> dict[str, int]:
+    """Return the width of every stream and projection that can be read inside a mixer."""
+    widths = {
+        "input": dims.model_dim,
+        "query": dims.num_heads * dims.key_dim,
+        "key": dims.num_heads * dims.key_dim,
+        "value": dims.num_heads * dims.value_dim,
+    }
+    for name, stream in mixer.streams.items():
+        widths[name] = stream_width(stream, sum(widths[source] for source in stream.from_), dims)
+    return widths
+
+
+def stream_width(stream: StreamFields, source: int, dims: HeadDims) -> int:
+    """Return a stream's width: its ``dim``, or its source's width for an identity, or the model's."""
+    if not stream.has_weights:
+        return source
+    if stream.dim is None:
+        return dims.model_dim
+    return stream.dim.resolve(
+        {
+            "model_dim": dims.model_dim,
+            "num_heads": dims.num_heads,
+            "key_dim": dims.key_dim,
+            "value_dim": dims.value_dim,
+        }
+    )
+
+
+def _readout(context: Context) -> Iterator[Finding]:
+    for path, gate in context.mixer.named_gates():
+        if path in ("readout.gate", "readout.skip.gate") and _granularity(context.mixer, gate) not in ("head", "value"):
+            yield tuple(path.split(".")), f"a read-out has value channels; found per {gate.per}: use head or value."
+        if path == "readout.correction" and _granularity(context.mixer, gate) not in ("head", "key"):
+            yield tuple(path.split(".")), f"a query has key channels; found per {gate.per}: use head or key."
+
+
+RULES: tuple[Rule, ...] = (
+    _memory_and_update,
+    _normalizer,
+    _gate_axes,
+    _gate_ranges,
+    _bias_gates,
+    _write_and_erase,
+    _memory_shape,
+    _anchor,
+    _projections,
+    _widths,
+    _readout,
+)

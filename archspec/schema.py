@@ -1,0 +1,316 @@
+"""The YAML language: documents, blocks, mixers, layouts. What stands inside a mixer is in ``families``.
+
+``docs/language.md`` describes it for users; loading (resolver, ``extends``, positions) is in ``loading``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from archspec.component import Component, Count, Flag, Integer, Off, StrictModel, Text
+from archspec.families import (
+    Bias,
+    Dim,
+    FeedForward,
+    Gate,
+    Memory,
+    Mixer,
+    Norm,
+    Part,
+    Projection,
+    Retention,
+    Stream,
+    Update,
+    gates_of,
+)
+from archspec.shapes import HeadDims
+
+LANGUAGE_VERSION = 1
+WIDTH = Dim(ratio=1.0)
+
+
+class About(Part):
+    """Where a spec comes from and how faithful it is to its source."""
+
+    title: Text = ""
+    source: Text = ""
+    equations: Text = ""
+    fidelity: Literal["exact", "differs", "own"] = "own"
+    differs: Text = ""
+
+    @model_validator(mode="after")
+    def _says_what_differs(self) -> About:
+        if self.fidelity == "differs" and not self.differs:
+            raise PydanticCustomError(
+                "differs_missing", "'fidelity: differs' needs 'differs': what is not as published."
+            )
+        return self
+
+
+class Correction(Part):
+    """Read with q - D * read_key instead of q."""
+
+
+class Skip(Part):
+    """Add gate * stream to the read-out; ``of`` names the value, the query, the key or a stream."""
+
+    of: Text = "value"
+    gate: Gate = Field(default_factory=lambda: Gate.parse(1.0))
+
+
+ReadoutStage = Literal["norm", "skip", "gate"]
+
+
+class Readout(Part):
+    """From what the memory returns to the mixer's output: correction before the read, then the stages in order."""
+
+    correction: Gate | None = None
+    norm: Annotated[Norm | None, Off] = None
+    skip: Skip | None = None
+    gate: Gate | None = None
+    order: tuple[ReadoutStage, ReadoutStage, ReadoutStage] = ("norm", "skip", "gate")
+    read: Literal["after", "before"] = "after"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gate_per_value(cls, value: Any) -> Any:
+        """The read-out gate varies per value channel unless it says otherwise; a gate of 1 is no gate."""
+        if not isinstance(value, Mapping):
+            return value
+        found = dict(value)
+        gate = found.get("gate")
+        if isinstance(gate, Mapping) and "per" not in gate:
+            found["gate"] = {**gate, "per": "value"}
+        elif isinstance(gate, str):
+            found["gate"] = {"kind": gate, "per": "value"}
+        elif gate == 1 and not isinstance(gate, bool):
+            found["gate"] = None
+        return found
+
+    @model_validator(mode="after")
+    def _order_is_complete(self) -> Readout:
+        if sorted(self.order) != ["gate", "norm", "skip"]:
+            raise PydanticCustomError("readout_order", "'order' names norm, skip and gate once each.")
+        return self
+
+
+class MemoryMixer(Mixer, kind="memory"):
+    """Memory x attentional bias x retention gate x update rule, with the projections and read-out around them.
+
+    Args:
+        prefix: learned tokens that the mixer reads before the first of a sequence (persistent memory).
+        num_heads: H, memories side by side.
+        key_dim, value_dim: sizes over all heads when relative, of one head when a number.
+        streams: named signals that projections and gates can read.
+        gates: named gates, for a quantity that several coordinates share.
+        qkv, qk, query, key, value: projections; the general ones first, the specific amend them.
+    """
+
+    prefix: Annotated[Integer, Field(ge=0)] = 0
+    num_heads: Count = 1
+    key_dim: Dim = WIDTH
+    value_dim: Dim = WIDTH
+    streams: dict[Text, Stream] = Field(default_factory=dict)
+    gates: dict[Text, Gate] = Field(default_factory=dict)
+    qkv: Projection | None = None
+    qk: Projection | None = None
+    query: Projection | None = None
+    key: Projection | None = None
+    value: Projection | None = None
+    memory: Memory
+    bias: Bias = Field(default_factory=lambda: Bias.parse("l2"))
+    retention: Retention = Field(default_factory=lambda: Retention.parse("none"))
+    update: Update
+    readout: Readout = Field(default_factory=Readout)
+
+    def projection(self, name: Literal["query", "key", "value"]) -> Projection:
+        """Return the effective projection: ``qkv``, amended by ``qk`` (query and key only), amended by its own."""
+        layers = [self.qkv, self.qk if name != "value" else None, getattr(self, name)]
+        effective: Component = Projection.parse({})
+        for layer in layers:
+            if layer is not None:
+                effective = effective.amended(layer)
+        return effective  # type: ignore[return-value]
+
+    def named_gates(self) -> Iterator[tuple[str, Gate]]:
+        """Yield (dotted path, gate) for every gate of the mixer, the shared ones first."""
+        for name, gate in self.gates.items():
+            yield f"gates.{name}", gate
+        for field in ("bias", "retention", "update", "readout"):
+            yield from gates_of(getattr(self, field), f"{field}.")
+
+    def projected_dims(self, model_dim: int) -> HeadDims:
+        """Return the sizes of one head's projections, before feature maps.
+
+        Raises:
+            ValueError: when a relative size does not divide by the number of heads.
+        """
+        sizes = {"model_dim": model_dim, "num_heads": self.num_heads}
+        found: dict[str, int] = {}
+        for name in ("key_dim", "value_dim"):
+            dim: Dim = getattr(self, name)
+            size = dim.resolve({**sizes, **found})
+            if dim.fixed is None:
+                if size % self.num_heads:
+                    raise ValueError(
+                        f"{name} is {size} over all heads, which num_heads={self.num_heads} does not divide; "
+                        f"change the ratio, model_dim or num_heads"
+                    )
+                size //= self.num_heads
+            found[name] = size
+        return HeadDims(model_dim, self.num_heads, found["key_dim"], found["value_dim"])
+
+    def dims(self, model_dim: int) -> HeadDims:
+        """Return the sizes the memory sees: key_dim is that of the key's feature map."""
+        dims = self.projected_dims(model_dim)
+        feature = self.projection("key").feature
+        key_dim = feature.output_dim(dims.key_dim) if feature is not None else dims.key_dim
+        return HeadDims(dims.model_dim, dims.num_heads, key_dim, dims.value_dim)
+
+
+class Block(StrictModel):
+    """A sequence mixer and a channel mixer with their residual connections.
+
+    Args:
+        placement: ``pre`` x + f(norm x); ``post`` norm(x + f x); ``sandwich`` x + norm f(norm x);
+            ``parallel`` x + mixer(norm x) + feed_forward(norm x).
+    """
+
+    mixer: Mixer
+    feed_forward: Annotated[FeedForward | None, Off] = None
+    norm: Annotated[Norm | None, Off] = None
+    placement: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+
+
+class Layout(Component, family="layout", noun="layout"):
+    """How blocks follow each other: a name, a list, ``repeat``, ``loop`` or ``cycle``."""
+
+    @classmethod
+    def from_name(cls, name: str) -> Component | None:
+        """A bare name is a block."""
+        return BlockName(name=name)
+
+    @classmethod
+    def from_list(cls, items: list[Any]) -> Component | None:
+        """A bare list is a sequence."""
+        return cls.parse({"kind": "sequence", "of": items})
+
+    @classmethod
+    def infer_kind(cls, mapping: Mapping[str, Any]) -> str | None:
+        """A mapping is told by its counting key."""
+        return next((key for key in ("repeat", "loop", "cycle") if key in mapping), None)
+
+    def names(self) -> Iterator[str]:
+        """Yield the blocks' names in order, every application once."""
+        yield from ()
+
+
+class BlockName(Layout, kind="block"):
+    """One block, by name."""
+
+    name: Text
+
+    def names(self) -> Iterator[str]:
+        yield self.name
+
+
+class Sequence(Layout, kind="sequence"):
+    """Several layouts one after another."""
+
+    of: tuple[Layout, ...] = Field(min_length=1)
+
+    def names(self) -> Iterator[str]:
+        for part in self.of:
+            yield from part.names()
+
+
+class Repeat(Layout, kind="repeat"):
+    """A layout several times, with fresh weights each time."""
+
+    repeat: Annotated[Count, Field(le=1024)]
+    of: Layout
+
+    def names(self) -> Iterator[str]:
+        for _ in range(self.repeat):
+            yield from self.of.names()
+
+
+class Cycle(Layout, kind="cycle"):
+    """A layout tiled until ``cycle`` layers are reached, then cut."""
+
+    cycle: Annotated[Count, Field(le=1024)]
+    of: Layout
+
+    def names(self) -> Iterator[str]:
+        once = list(self.of.names())
+        for index in range(self.cycle):
+            yield once[index % len(once)]
+
+
+class Loop(Layout, kind="loop"):
+    """A layout several times with the same weights (recurrent depth).
+
+    Args:
+        inject: add the loop's input again before each pass.
+        embed: a sinusoidal code of the pass number is added before each pass.
+    """
+
+    loop: Annotated[Count, Field(le=1024)]
+    of: Layout
+    inject: Flag = False
+    embed: Literal["none", "sinusoidal"] = "none"
+
+    def names(self) -> Iterator[str]:
+        for _ in range(self.loop):
+            yield from self.of.names()
+
+
+class TokenInput(Part):
+    """Tokens come in through an embedding; ``position`` adds a code of the token's index."""
+
+    kind: Literal["tokens"] = "tokens"
+    position: Literal["none", "learned", "sinusoidal"] = "none"
+    max_length: Count = 2048
+
+
+class TokenOutput(Part):
+    """Logits over the vocabulary; ``tied`` uses the embedding's weights."""
+
+    kind: Literal["tokens"] = "tokens"
+    tied: Flag = True
+
+
+def _by_name(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Spec(StrictModel):
+    """A whole document: one sequence model.
+
+    Args:
+        name: what it is called; not part of its architecture.
+        model_dim: D, width of the residual stream.
+        norm: the norm of blocks that name none, and before the output.
+        blocks: blocks by name.
+        layout: how they follow each other.
+    """
+
+    version: Literal[1] = 1
+    name: Annotated[Text, Field(min_length=1, max_length=200)]
+    about: About = Field(default_factory=About)
+    model_dim: Annotated[Count, Field(le=65536)]
+    input: Annotated[TokenInput, BeforeValidator(_by_name)] = Field(default_factory=TokenInput)
+    output: Annotated[TokenOutput, BeforeValidator(_by_name)] = Field(default_factory=TokenOutput)
+    norm: Annotated[Norm | None, Off] = Field(default_factory=lambda: Norm.parse("rms"))
+    blocks: dict[Text, Block] = Field(min_length=1)
+    layout: Layout
+
+    MAX_LAYERS: ClassVar[int] = 1024
+
+    def dump(self) -> dict[str, Any]:
+        """Return the plain document: every field by its YAML name, defaults written out."""
+        return self.model_dump(mode="json", by_alias=True)

@@ -1,0 +1,1 @@
+"""Attentional biases: the losses that memories descend. One file a choice."""

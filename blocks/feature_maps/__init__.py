@@ -1,0 +1,1 @@
+"""Feature maps of queries and keys. One file a choice."""

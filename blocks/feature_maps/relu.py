@@ -1,0 +1,18 @@
+"""The rectifier as a feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from archspec.families import FeatureMap
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Relu(FeatureMap, kind="relu"):
+    """phi(x) = max(x, 0)."""
+
+    def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        return x.relu()

@@ -1,0 +1,1 @@
+"""Channel mixers. One file a choice."""

@@ -1,0 +1,28 @@
+"""(silu(x W_gate) * (x W_up)) W_down. Source: Shazeer (arXiv:2002.05202)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from archspec.families import FeedForward
+from archspec.initial import FAN_IN, Parameter, Parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Swiglu(FeedForward, kind="swiglu"):
+    """(silu(x W_gate) * (x W_up)) W_down. Source: Shazeer (arXiv:2002.05202)."""
+
+    def parameters(self, model_dim: int) -> Parameters:
+        inner = self.hidden_dim(model_dim)
+        return {
+            "gate": Parameter((model_dim, inner), FAN_IN, decayed=True),
+            "up": Parameter((model_dim, inner), FAN_IN, decayed=True),
+            "down": Parameter((inner, model_dim), FAN_IN, decayed=True),
+        }
+
+    def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        gate = x @ parameters["gate"]
+        return (gate * gate.sigmoid() * (x @ parameters["up"])) @ parameters["down"]

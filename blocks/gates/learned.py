@@ -1,0 +1,67 @@
+"""A gate that is a parameter: the same for every token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from archspec.component import Number
+from archspec.families import Activation, Gate, gate_size
+from archspec.initial import ONES, Parameter, Parameters
+from archspec.shapes import HeadDims
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_RANGES = {
+    "sigmoid": (0.0, 1.0),
+    "softplus": (0.0, math.inf),
+    "exp": (0.0, math.inf),
+    "relu": (0.0, math.inf),
+    "relu2": (0.0, math.inf),
+    "tanh": (-1.0, 1.0),
+}
+
+
+class Learned(Gate, kind="learned"):
+    """floor + act(p), p a parameter per head, key channel, value channel or state.
+
+    Args:
+        init: law of p itself, before the activation.
+        activation: act.
+        floor: added after the activation.
+    """
+
+    activation: Activation = "none"
+    floor: Number = 0.0
+
+    has_source: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _has_no_source(self) -> Learned:
+        written = sorted({"from_", "shift", "rank", "hidden", "block_size", "offset", "conv"} & self.model_fields_set)
+        if written:
+            raise PydanticCustomError(
+                "learned_source",
+                "a learned gate reads no token: remove {names}, or use a gate such as 'sigmoid'.",
+                {"names": ", ".join(name.rstrip("_") for name in written)},
+            )
+        return self
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        low, high = _RANGES.get(self.activation, (-math.inf, math.inf))
+        ends = sorted((self.scale * (self.floor + low), self.scale * (self.floor + high)))
+        return ends[0], ends[1]
+
+    def parameters(self, dims: HeadDims) -> Parameters:
+        return {"raw": Parameter((dims.num_heads, *gate_size(self.per, dims)), self.init or ONES)}
+
+    def value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        from archspec.blocks.activation import activate
+
+        return z + self.floor + activate(self.activation, known["raw"])

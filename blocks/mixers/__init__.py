@@ -1,0 +1,1 @@
+"""Compositions of sequence mixers. One file a choice."""

@@ -1,0 +1,1 @@
+"""Position laws on queries and keys. One file a choice."""

@@ -1,0 +1,1 @@
+"""Retention gates: how much of the past is kept. One file a choice."""

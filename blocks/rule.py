@@ -1,0 +1,98 @@
+"""One layer's rule, the quantities it consumes, and the state it keeps: what every form of it agrees on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from archspec.families import Bias, Memory, Retention, Update
+from archspec.shapes import HeadDims
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The four choices of one mixer with the sizes of its heads.
+
+    Args:
+        read: whether the query reads the weights ``after`` or ``before`` its own token's update.
+    """
+
+    memory: Memory
+    bias: Bias
+    retention: Retention
+    update: Update
+    dims: HeadDims
+    read: Literal["after", "before"] = "after"
+
+
+@dataclass
+class Quantities:
+    """Everything a rule reads of a stretch of T tokens.
+
+    Args:
+        query, key: [B, T, H, K], after feature maps.
+        value: [B, T, H, V].
+        gates: by path (``update.step_size``, ``bias.threshold``, ...), each [B or 1, T or 1, H, 1 or K, 1 or V];
+            ``retention.gate`` holds log(alpha).
+        start: learned start weights of the dual by weight name, [H, d_in, d_out]; zero when absent.
+        parameters: learned parameters of the memory's network, [H, ...].
+        read_key: p, the key the error is read with, when it is not the key; [B, T, H, K].
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    gates: Mapping[str, Tensor]
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    read_key: Tensor | None = None
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """fp64 for fp64 inputs, else fp32: states and decays are never kept in less."""
+        return torch.float64 if self.query.dtype == torch.float64 else torch.float32
+
+
+MemoryState = dict[str, Tensor]
+"""State of one memory by name: ``dual.<weight>`` [B, H, d_in, d_out], ``momentum.<weight>``, ``anchor.<weight>``;
+for a memory of tokens ``keys`` [B, S, H, K], ``values`` [B, S, H, V] and, with a decay, ``log_decay`` [B, S, H]."""
+
+
+def gate_on_weight(gate: Tensor, axis: str) -> Tensor:
+    """Return a gate [..., 1 or K, 1 or V] so that it broadcasts against a weight [..., d_in, d_out].
+
+    ``axis`` is what ``Memory.axis`` says: a per-key gate varies along the input of a first layer but along the
+    output of a last one, so its axes may have to change places.
+    """
+    return gate.transpose(-1, -2) if axis == "output" and gate.shape[-2] > 1 else gate
+
+
+def initial_state(rule: Rule, quantities: Quantities) -> MemoryState:
+    """Return the state before the first token, for the batch that ``quantities`` has."""
+    batch, device, dtype = quantities.query.shape[0], quantities.query.device, quantities.state_dtype
+    dims = rule.dims
+    if rule.memory.grows:
+        state = {
+            "keys": quantities.key[:, :0],
+            "values": quantities.value[:, :0],
+        }
+        if rule.retention.decay_gate is not None:
+            state["log_decay"] = torch.zeros(batch, 0, dims.num_heads, device=device, dtype=dtype)
+        return state
+    state = {}
+    for name, shape in rule.memory.weights(dims).items():
+        full = (batch, dims.num_heads, *shape)
+        if name in quantities.start:
+            dual = quantities.start[name].to(dtype).expand(full)
+        else:
+            dual = torch.zeros(full, device=device, dtype=dtype)
+        state[f"dual.{name}"] = dual
+        for buffer in rule.update.buffers:
+            state[f"{buffer}.{name}"] = torch.zeros(full, device=device, dtype=dtype)
+        if rule.update.anchor is not None:
+            state[f"anchor.{name}"] = rule.retention.link(dual)
+    return state
