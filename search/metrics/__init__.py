@@ -1,0 +1,1 @@
+"""The metrics that judge a model without training it, one file each."""

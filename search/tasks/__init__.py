@@ -1,0 +1,1 @@
+"""The tasks a search can train on, one file each."""
