@@ -12,6 +12,10 @@ if not __name__.startswith("archspec."):
 
 # Public name -> the family that defines it; loaded on first use, so that importing one op does not import all.
 _FAMILIES = {
+    "delta_rule": "delta",
+    "delta_rule_step": "delta",
+    "dplr_rule": "dplr",
+    "dplr_rule_step": "dplr",
     "linear_attention": "linear",
     "linear_attention_step": "linear",
 }

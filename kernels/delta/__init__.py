@@ -1,0 +1,135 @@
+"""Delta rules (rule family D): the public ops.
+
+Covers DeltaNet, Gated DeltaNet (a scalar decay per token), KDA (a decay per key channel), Comba (a read key of its
+own), RWKV-7 (read and erase keys, a strength per key channel) and, on an interleaved sequence, DeltaProduct.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from archspec.errors import UnsupportedError, unknown
+from archspec.kernels.backend import (
+    check_cu_seqlens,
+    check_floating,
+    check_groups,
+    check_shape,
+    default_scale,
+    resolve_backend,
+)
+from archspec.kernels.delta.chunked import delta_rule_chunked
+from archspec.kernels.delta.inputs import DeltaInputs, Order
+from archspec.kernels.delta.reference import delta_rule_reference
+from archspec.kernels.delta.step import delta_rule_step
+from archspec.kernels.dplr.inputs import check_same_dtype, check_tokens, expand_gate, expand_heads, run_sequences
+
+__all__ = ["delta_rule", "delta_rule_step"]
+
+_OP = "delta_rule"
+
+
+def delta_rule(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B T H K"],
+    v: Float[Tensor, "B T HV V"],
+    beta: Float[Tensor, "B T HV"] | Float[Tensor, "B T HV K"],
+    g: Float[Tensor, "*gate"] | None = None,
+    scale: float | None = None,
+    initial_state: Float[Tensor, "N HV K V"] | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Int[Tensor, "..."] | None = None,
+    backend: str = "auto",
+    *,
+    write_beta: Float[Tensor, "B T HV"] | Float[Tensor, "B T HV K"] | None = None,
+    read_key: Float[Tensor, "B T _ K"] | None = None,
+    erase_key: Float[Tensor, "B T _ K"] | None = None,
+    order: Order = "decay_first",
+) -> tuple[Float[Tensor, "B T HV V"], Float[Tensor, "N HV K V"] | None]:
+    """Run a linear memory that replaces, at each key, what it predicts there by the value.
+
+    With A_t = Diag(exp g_t), read key p, erase key e (both k unless given), write strength gamma (beta unless
+    given), the step is ``D_t(S) = -beta_t e_t (p_t^T S) + gamma_t k_t v_t^T`` and
+
+        decay_first   S_t = A_t S_{t-1} + D_t(A_t S_{t-1})      (Gated DeltaNet, KDA, Comba)
+        together      S_t = A_t S_{t-1} + D_t(S_{t-1})          (RWKV-7, Titans, Miras)
+        step_first    S_t = A_t (S_{t-1} + D_t(S_{t-1}))        (Miras, table 1)
+        o_t = scale * S_t^T q_t
+
+    Sources: arXiv:2102.11174, equation 24; with decay, arXiv:2412.06464, equation 10, where the state is our S
+    transposed and alpha = exp(g).
+
+    Args:
+        q, k: queries and keys; each of the H heads serves HV / H value heads. Keys are usually L2-normalised: the
+            transition contracts for beta |k|^2 in [0, 2].
+        v: values; HV is a multiple of H.
+        beta: strength of the step, per token or per key channel, in [0, 2].
+        g: natural log of the decay, at most zero, -inf to forget all: [HV] constant per head, [B, T, HV] per token,
+            [B, T, HV, K] per key channel, or None for no decay.
+        scale: factor on the read-out; K**-0.5 when None.
+        initial_state: S_0 for each sequence; zeros when None. Differentiable.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [N + 1] offsets of N sequences packed along T, with B = 1.
+        backend: "auto", "triton", "chunked" or "reference".
+        write_beta: strength of the write where it differs from the erasure's; like beta.
+        read_key: the key the prediction is read at, with H or HV heads.
+        erase_key: the key the prediction is erased along, with H or HV heads.
+        order: when the decay happens.
+
+    Returns:
+        o in v's dtype, and the final state (fp32, or fp64 for fp64 inputs), or None.
+
+    Raises:
+        ShapeError: shapes, dtypes or devices that do not fit.
+        UnsupportedError: an unknown order, or a backend that cannot serve these tensors.
+    """
+    inputs, sizes = _check(q, k, v, beta, g, write_beta, read_key, erase_key)
+    if order not in get_args(Order):
+        raise UnsupportedError(f"{_OP}: {unknown('order', order, get_args(Order))}")
+    sizes["N"] = check_cu_seqlens(_OP, cu_seqlens, sizes["B"])
+    if initial_state is not None:
+        check_shape(_OP, "initial_state", initial_state, "N HV K V", sizes)
+        check_floating(_OP, v.device, initial_state=initial_state)
+    scale = default_scale(scale, sizes["K"])
+    form = resolve_backend(_OP, backend, v, has_triton=False)
+    compute = delta_rule_reference if form == "reference" else delta_rule_chunked
+
+    def run(part: DeltaInputs, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        return compute(part, scale, start, order)
+
+    return run_sequences(_OP, run, inputs, initial_state, output_final_state, cu_seqlens, sizes["T"])
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None,
+    write_beta: Tensor | None,
+    read_key: Tensor | None,
+    erase_key: Tensor | None,
+) -> tuple[DeltaInputs, dict[str, int]]:
+    """Check shapes, dtypes and devices, and expand every head to HV."""
+    sizes: dict[str, int] = {}
+    check_shape(_OP, "q", q, "B T H K", sizes)
+    check_shape(_OP, "k", k, "B T H K", sizes)
+    check_shape(_OP, "v", v, "B T HV V", sizes)
+    check_groups(_OP, sizes["H"], sizes["HV"])
+    check_tokens(_OP, sizes["T"])
+    for name, x in (("beta", beta), ("write_beta", write_beta)):
+        if x is not None:
+            check_shape(_OP, name, x, "B T HV K" if x.ndim == 4 else "B T HV", sizes)
+    for name, x in (("read_key", read_key), ("erase_key", erase_key)):
+        if x is not None:
+            grouped = x.ndim == 4 and x.shape[2] == sizes["H"]
+            check_shape(_OP, name, x, "B T H K" if grouped else "B T HV K", sizes)
+    keys = {"read_key": read_key, "erase_key": erase_key}
+    check_floating(_OP, v.device, q=q, k=k, v=v, beta=beta, g=g, write_beta=write_beta, **keys)
+    check_same_dtype(_OP, q=q, k=k, v=v, **{name: x for name, x in keys.items() if x is not None})
+    expanded = (None if x is None else expand_heads(x, sizes["HV"]) for x in (q, k, read_key, erase_key))
+    query, key, reader, eraser = expanded
+    gate = expand_gate(_OP, g, sizes)
+    return DeltaInputs(query, key, v, beta, gate, write_beta, reader, eraser), sizes  # type: ignore[arg-type]

@@ -1,0 +1,132 @@
+"""Decay inside a chunk: the factors and the decayed products that every chunkwise form of the family needs.
+
+With log decays g and their inclusive sum G inside a chunk, a value written at token j and read at token i has
+shrunk by ``exp(G_i - G_j)``, or by ``exp(G_i - g_i - G_j)`` when it is read before token i's own decay. Only
+such differences are exponentiated, never ``exp(-G)``, so no exponent is positive: a log decay of -20 a token
+loses nothing, and a decay of zero (g = -inf) gives exact zeros, in the gradients too.
+
+Sums run in fp64 (where the device has it), so that the difference of two large sums keeps fp32 accuracy.
+
+A decay per key channel cannot leave the product over keys. Its C x C matrix is built by halving: the lower left
+quarter of a block pairs rows of its second half with columns of its first, and both sides are scaled towards
+the boundary between them, which keeps both exponents at or below zero. Recursing on the two diagonal quarters
+takes log2(C) batched products and no C x C x K tensor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def sum_dtype(tensor: Tensor) -> torch.dtype:
+    """Return fp64 where the tensor's device has it (Apple's GPUs do not), else fp32."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def clamp_log_decay(g: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return g with values below the point where ``exp`` is exactly zero in ``dtype`` raised to that point.
+
+    Differences of clamped sums are finite, where -inf minus -inf would be NaN. The gradient there is zero, as it
+    is for ``exp`` itself.
+    """
+    return g.clamp(min=-800.0 if dtype == torch.float64 else -110.0)
+
+
+class ChunkDecay:
+    """The decay factors of all chunks of a sequence.
+
+    Args:
+        g: log decays [M, N, C, 1] (one per token), [M, N, C, K] (one per key channel), or None for no decay.
+        dtype: what the factors are computed in: fp64 or fp32.
+
+    Attributes:
+        enter: ``exp(G)`` [M, N, C, 1 or K], from the chunk's start to after each token's decay; None if no decay.
+        enter_before: ``exp(G - g)``, from the chunk's start to before each token's decay.
+        leave: ``exp(G_C - G)``, from each token to the chunk's end.
+        total: ``exp(G_C)`` [M, N, 1 or K].
+    """
+
+    def __init__(self, g: Tensor | None, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.sums: Tensor | None = None
+        if g is None:
+            return
+        g = clamp_log_decay(g, dtype).to(sum_dtype(g))
+        self.sums = g.cumsum(-2)
+        self.sums_before = self.sums - g
+        last = self.sums[..., -1:, :]
+        self.enter = self.sums.to(dtype).exp()
+        self.enter_before = self.sums_before.to(dtype).exp()
+        self.leave = (last - self.sums).to(dtype).exp()
+        self.total = self.enter[..., -1, :]
+
+    def apply_enter(self, x: Tensor) -> Tensor:
+        """Return x [M, N, C, K] as seen from the chunk's start, after each token's decay."""
+        return x if self.sums is None else x * self.enter
+
+    def apply_enter_before(self, x: Tensor) -> Tensor:
+        """Return x [M, N, C, K] as seen from the chunk's start, before each token's decay."""
+        return x if self.sums is None else x * self.enter_before
+
+    def apply_leave(self, x: Tensor) -> Tensor:
+        """Return x [M, N, C, K] as seen from the chunk's end."""
+        return x if self.sums is None else x * self.leave
+
+    def products(self, before: Tensor, after: Tensor, writes: Tensor) -> Tensor:
+        """Return the decayed products of two kinds of reads with w kinds of writes.
+
+        Args:
+            before: reads made before the token's own decay and write [M, N, C, K]; pair with j < i.
+            after: reads made after them [M, N, C, K]; pair with j <= i.
+            writes: [M, N, w, C, K].
+
+        Returns:
+            [M, N, 2, w, C, C], lower triangular, strictly so in the first kind.
+        """
+        if self.sums is not None and self.sums.shape[-1] != 1:
+            return self._channel_products(self.sums, before, after, writes)
+        reads = torch.stack([before, after], dim=2)[:, :, :, None]  # [M, N, 2, 1, C, K]
+        return (reads @ writes[:, :, None].transpose(-1, -2)) * self._masks(writes)
+
+    def _masks(self, writes: Tensor) -> Tensor:
+        """Return exp(G_i - g_i - G_j) for j < i and exp(G_i - G_j) for j <= i, zero elsewhere [M, N, 2, 1, C, C]."""
+        C = writes.shape[-2]
+        later = torch.ones(C, C, dtype=torch.bool, device=writes.device).triu()
+        hidden = torch.stack([later, later.triu(1)])[:, None]
+        if self.sums is None:
+            return (~hidden).to(self.dtype)
+        reads = torch.stack([self.sums_before, self.sums], dim=2)[:, :, :, None]  # [M, N, 2, 1, C, 1]
+        exponents = reads - self.sums.transpose(-1, -2)[:, :, None, None]
+        return exponents.to(self.dtype).masked_fill(hidden, -torch.inf).exp()
+
+    def _channel_products(self, sums: Tensor, before: Tensor, after: Tensor, writes: Tensor) -> Tensor:
+        own = (after[:, :, None] * writes).sum(-1)  # [M, N, w, C]: a token reads its own write undecayed
+        built = torch.stack([torch.zeros_like(own), own], dim=2).movedim(-1, 2)  # [M, N, C, 2, w]
+        built = built[..., None, None]  # [M, N, blocks, 2, w, s, s]
+        reads = torch.stack([before, after], dim=2)  # [M, N, 2, C, K]
+        read_sums = torch.stack([self.sums_before, sums], dim=2)
+        s = 1
+        while s < writes.shape[-2]:
+            built = self._join(built, reads, read_sums, writes, sums)
+            s *= 2
+        return built[:, :, 0]
+
+    def _join(self, built: Tensor, reads: Tensor, read_sums: Tensor, writes: Tensor, sums: Tensor) -> Tensor:
+        """Join pairs of neighbouring diagonal blocks [M, N, blocks, 2, w, s, s] into blocks twice as long."""
+        M, N, w, C, K = writes.shape
+        s = built.shape[-1]
+        blocks = C // (2 * s)
+        halves = (M, N, -1, blocks, 2, s, K)
+        sums = sums.view(M, N, blocks, 2 * s, K)
+        boundary = sums[:, :, :, s - 1 : s]  # [M, N, blocks, 1, K]
+        fall = (boundary - sums[:, :, :, :s]).to(self.dtype).exp()
+        rise = (read_sums.view(halves).unbind(4)[1] - boundary[:, :, None]).to(self.dtype).exp()
+        columns = writes.reshape(halves).unbind(4)[0] * fall[:, :, None]  # [M, N, w, blocks, s, K]
+        rows = reads.view(halves).unbind(4)[1] * rise  # [M, N, 2, blocks, s, K]
+        rows = rows.transpose(2, 3).reshape(M, N, blocks, 2 * s, K)
+        columns = columns.transpose(2, 3).reshape(M, N, blocks, w * s, K)
+        quarter = (rows @ columns.transpose(-1, -2)).view(M, N, blocks, 2, s, w, s).transpose(-2, -3)
+        left, right = built.view(M, N, blocks, 2, 2, w, s, s).unbind(3)
+        return torch.cat([pad(left, (0, s)), torch.cat([quarter, right], dim=-1)], dim=-2)
