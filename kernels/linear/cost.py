@@ -1,0 +1,104 @@
+"""Launch configurations of the linear family's Triton kernels: a rule from sizes to tiles, with its reason.
+
+No autotuning: a run compiles each kernel once. The numbers in ``RULES`` are data, measured on one H200.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """One kernel's tile and launch shape.
+
+    Args:
+        block: columns of the state that one program holds (all its rows are resident).
+        num_warps, num_stages: warps a program and pipelined chunks of loads.
+    """
+
+    block: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call is cut up.
+
+    Args:
+        chunk: C, tokens a chunk.
+        num_segments: segments a sequence, run side by side after a pass that finds their start states.
+        reason: why this number of segments, for ``explain`` and benchmarks.
+    """
+
+    chunk: int
+    num_segments: int
+    reason: str
+
+
+PROGRAMS_PER_MULTIPROCESSOR = 4
+"""Programs wanted in flight: chunks of one program run one after another, so others must hide their latency."""
+
+LONGEST_GATED_SEGMENT = 512
+"""Tokens after which gate gradients start afresh from a stored pair of states: their sums drift by rounding."""
+
+SHORTEST_SEGMENT = 256
+"""Tokens below which the extra pass over k and v costs more than the parallelism gains."""
+
+
+def next_power_of_two(n: int) -> int:
+    """Return the least power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+def padded_dim(dim: int) -> int:
+    """Return the tile width for a head dim: a power of two of at least 16, which a matrix product needs."""
+    return max(16, next_power_of_two(dim))
+
+
+def chunk_length(key_dim: int, value_dim: int, itemsize: int) -> int:
+    """Return C: 64, or 32 where two fp32 tiles of 256 columns would not fit shared memory."""
+    return 32 if itemsize == 4 and max(padded_dim(key_dim), padded_dim(value_dim)) > 128 else 64
+
+
+def sweep_config(rows: int, cols: int, itemsize: int) -> SweepConfig:
+    """Return the tile of the head-serial kernel for a state of rows x cols.
+
+    Args:
+        rows: the state dim held whole.
+        cols: the state dim cut into blocks.
+        itemsize: bytes of one input element.
+    """
+    rows, cols = padded_dim(rows), padded_dim(cols)
+    block = min(cols, 64)
+    if itemsize == 4:
+        block = min(block, 32 if rows > 128 else 64)
+        return SweepConfig(block, 4 if rows * block <= 128 * 64 else 8, 1 if rows > 64 else 2)
+    return SweepConfig(block, 4 if rows * block <= 128 * 64 else 8, 2)
+
+
+def plan(
+    num_sequences: int, time: int, num_heads: int, key_dim: int, value_dim: int,
+    itemsize: int, gated: bool, num_multiprocessors: int,
+) -> Plan:  # fmt: skip
+    """Return chunk length and number of segments.
+
+    Args:
+        num_sequences: N.
+        time: T, or the packed row's length: then sequences are taken to be of equal length.
+        num_heads: HV.
+        gated: whether decays vary by token, so that their gradient is wanted.
+        num_multiprocessors: of the device.
+    """
+    chunk = chunk_length(key_dim, value_dim, itemsize)
+    block = sweep_config(key_dim, value_dim, itemsize).block
+    programs = num_sequences * num_heads * -(-padded_dim(value_dim) // block)
+    wanted = -(-PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // programs)
+    length = max(1, time // num_sequences)
+    segments = min(wanted, -(-length // SHORTEST_SEGMENT))
+    reason = f"{programs} programs on {num_multiprocessors} multiprocessors want {wanted} segments"
+    if gated and segments < -(-length // LONGEST_GATED_SEGMENT):
+        segments = -(-length // LONGEST_GATED_SEGMENT)
+        reason = f"gate gradients want segments of at most {LONGEST_GATED_SEGMENT} tokens"
+    return Plan(chunk, max(1, segments), reason)

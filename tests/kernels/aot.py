@@ -1,0 +1,196 @@
+"""Compile the Triton kernels for sm_90 ahead of time, on any machine, and report what each one uses.
+
+The public ops' own host code runs on tensors without data, with launches recorded instead of made; so what is
+compiled is what a call would launch. `CASES` is the committed list; `aot_table.json` the committed resources.
+Run as a script, in a process of its own: `python tests/kernels/aot.py` prints the report as JSON and
+`python tests/kernels/aot.py --write` replaces the table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TABLE = Path(__file__).with_name("aot_table.json")
+TARGET = GPUTarget("cuda", 90, 32)
+NUM_MULTIPROCESSORS = 132
+SHARED_LIMIT_BYTES = 232448  # what one block may use on sm_90
+_POINTERS = {
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel of one call.
+
+    Args:
+        op: which of `OPS` is called.
+        dtype: of q, k and v.
+        gate: the decay's kind, as the op understands it.
+        shape: (B, T, H, HV, K, V).
+        kernel: the jitted function's name, with ``#n`` for its nth distinct launch of the call.
+    """
+
+    op: str
+    dtype: str
+    gate: str
+    shape: tuple[int, int, int, int, int, int]
+    kernel: str
+
+    @property
+    def name(self) -> str:
+        sizes = "x".join(map(str, self.shape))
+        return f"{self.op}/{self.gate}/{self.dtype}/{sizes}/{self.kernel}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded launch."""
+
+    fn: Any
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+
+_USUAL = (4, 8192, 16, 16, 128, 128)
+_WIDE = (8, 2048, 32, 32, 256, 256)
+CASES = (
+    *(Case("linear", "bfloat16", "none", _USUAL, f"_sweep#{n}") for n in range(4)),
+    Case("linear", "bfloat16", "none", _USUAL, "_segment_states#0"),
+    Case("linear", "bfloat16", "none", _USUAL, "_scan_segments#0"),
+    Case("linear", "bfloat16", "none", _WIDE, "_sweep#0"),
+    Case("linear", "bfloat16", "none", _WIDE, "_sweep#2"),
+    Case("linear", "bfloat16", "token", _USUAL, "_sweep#0"),
+    Case("linear", "bfloat16", "token", _USUAL, "_sweep#2"),
+    Case("linear", "bfloat16", "token", _USUAL, "_token_gate_gradient#0"),
+    Case("linear", "bfloat16", "key", _USUAL, "_prepare_channel#0"),
+    Case("linear", "bfloat16", "key", _USUAL, "_channel_gradients#0"),
+    Case("linear", "bfloat16", "key", _USUAL, "_chunk_ends#0"),
+    Case("linear", "float32", "none", _WIDE, "_sweep#0"),
+    Case("linear", "float32", "key", _WIDE, "_channel_gradients#0"),
+)
+
+
+def _linear(case: Case) -> None:
+    from archspec.kernels.linear import fused
+
+    B, T, H, HV, K, V = case.shape
+    dtype = getattr(torch, case.dtype)
+    q, k = (torch.empty(B, T, H, K, dtype=dtype, device="meta") for _ in range(2))
+    v = torch.empty(B, T, HV, V, dtype=dtype, device="meta")
+    shapes = {"none": None, "token": (B, T, HV), "key": (B, T, HV, K)}
+    shape = shapes[case.gate]
+    g = None if shape is None else torch.empty(shape, device="meta")
+    with patch.object(fused, "_num_multiprocessors", lambda _: NUM_MULTIPROCESSORS):
+        o, final, starts = fused._forward_impl(q, k, v, g, None, None, K**-0.5)
+        fused._backward_impl(o, None, q, k, v, g, None, None, final, starts, K**-0.5)
+
+
+OPS: dict[str, Callable[[Case], None]] = {"linear": _linear}
+
+
+def record(case: Case) -> list[Launch]:
+    """Return every launch of a case's forward and backward pass, in order."""
+    launches: list[Launch] = []
+
+    def run(fn: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options: dict[str, int] = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        launches.append(Launch(fn, dict(zip(fn.arg_names, args, strict=False)) | kwargs, options))
+
+    with patch.object(JITFunction, "run", run):
+        OPS[case.op](case)
+    return launches
+
+
+def _source(launch: Launch) -> ASTSource:
+    """Build the compiler's input: pointers aligned to 16 bytes, as torch allocates them."""
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for i, parameter in enumerate(launch.fn.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = _POINTERS[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+    return ASTSource(fn=launch.fn, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def find(case: Case) -> Launch:
+    """Return the launch that a case names.
+
+    Raises:
+        LookupError: the call makes no such launch.
+    """
+    name, _, index = case.kernel.partition("#")
+    distinct: list[Launch] = []
+    for launch in record(case):
+        if launch.fn.__name__ == name and _key(launch) not in [_key(other) for other in distinct]:
+            distinct.append(launch)
+    if int(index) >= len(distinct):
+        raise LookupError(f"{case.name}: only {len(distinct)} distinct launches")
+    return distinct[int(index)]
+
+
+def _key(launch: Launch) -> tuple[Any, ...]:
+    source = _source(launch)
+    return (source.signature, source.constants, launch.options)
+
+
+def resources(case: Case) -> dict[str, int]:
+    """Compile a case; returns its registers, spilled bytes (the stack frame) and shared memory bytes."""
+    launch = find(case)
+    compiled = triton.compile(_source(launch), target=TARGET, options=launch.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", cubin.name], check=True, capture_output=True, text=True
+        ).stdout
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    return {
+        "registers": int(usage["REG"]),
+        "spilled_bytes": int(usage["STACK"]) + int(usage["LOCAL"]),
+        "shared_bytes": compiled.metadata.shared,
+        "warps": launch.options.get("num_warps", 4),
+    }
+
+
+def report(processes: int = 2) -> dict[str, Any]:
+    """Compile every case; returns the Triton version and each case's resources."""
+    with ProcessPoolExecutor(processes) as pool:
+        used = list(pool.map(resources, CASES))
+    return {
+        "triton": triton.__version__,
+        "target": "sm_90",
+        "kernels": {c.name: u for c, u in zip(CASES, used, strict=True)},
+    }
+
+
+if __name__ == "__main__":
+    made = json.dumps(report(), indent=1) + "\n"
+    if "--write" in sys.argv:
+        TABLE.write_text(made)
+    else:
+        sys.stdout.write(made)
