@@ -598,8 +598,8 @@ def _chunk_sums(call: _Call, w: Tensor) -> _Sums:
 def _launch_sweep(
     call: _Call, x: Tensor, y: Tensor, z: Tensor, states: Tensor | None,
     *, cu_seqlens: Tensor | None, scale: float, g: Tensor | None = None, decay: Tensor | None = None,
-    decay_columns: bool = False, scores: Tensor | None = None, pairs: bool = True, reverse: bool = False, transposed: bool = False,
-    last_state: Tensor | None = None, sums: _Sums | None = None,
+    decay_columns: bool = False, scores: Tensor | None = None, pairs: bool = True,
+    reverse: bool = False, transposed: bool = False, last_state: Tensor | None = None, sums: _Sums | None = None,
 ) -> Tensor:  # fmt: skip
     """Run one sweep; returns out [B, T, HV, DZ], in fp32 when it is to be summed over a group of heads."""
     DY, DZ = y.shape[-1], z.shape[-1]

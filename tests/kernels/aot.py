@@ -29,7 +29,6 @@ from triton.runtime.jit import JITFunction
 TABLE = Path(__file__).with_name("aot_table.json")
 TARGET = GPUTarget("cuda", 90, 32)
 NUM_MULTIPROCESSORS = 132
-SHARED_LIMIT_BYTES = 232448  # what one block may use on sm_90
 _POINTERS = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"
 }  # fmt: skip

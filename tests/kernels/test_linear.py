@@ -60,8 +60,10 @@ def test_gradients_are_the_derivatives(gate: str) -> None:
         inputs["g"] = inputs["g"].clamp(min=-3.0)
     names = list(inputs)
 
-    def call(*values: Tensor) -> tuple[Tensor, Tensor | None]:
-        return run("chunked")(**dict(zip(names, values, strict=True)))
+    def call(*values: Tensor) -> tuple[Tensor, Tensor]:
+        o, last = run("chunked")(**dict(zip(names, values, strict=True)))
+        assert last is not None
+        return o, last
 
     assert torch.autograd.gradcheck(call, [x.requires_grad_() for x in inputs.values()])
 
@@ -72,8 +74,10 @@ def test_a_sequence_may_be_split(backend: str, gate: str) -> None:
     inputs = make(90, gate)
     whole, last = run(backend)(**inputs)
     timed = [name for name, x in inputs.items() if name != "initial_state" and x.ndim > 1]
-    parts, state = [], inputs["initial_state"]
+    parts = []
+    state: Tensor | None = inputs["initial_state"]
     for at in (slice(0, 37), slice(37, 90)):
+        assert state is not None
         part = inputs | {name: inputs[name][:, at] for name in timed} | {"initial_state": state}
         o, state = run(backend)(**part)
         parts.append(o)

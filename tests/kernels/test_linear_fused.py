@@ -1,0 +1,229 @@
+"""linear_attention's Triton kernels against fp64: under the interpreter (fp32, fp16) and, marked gpu, on a card.
+
+bf16 stays on the card: bf16 products are wrong under Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from archspec.kernels import linear_attention, linear_attention_step
+
+# RMS of the error over RMS of the exact result. Rounding of inputs is not counted (the exact result starts from the
+# rounded inputs). bf16 has 8 bits: one rounding of a factor, of the scores and of the result give about 0.002
+# together; gradients see about twice as many roundings. fp16 and tf32 have three bits more.
+OUTPUT_TOLERANCE = 0.005
+GRADIENT_TOLERANCE = 0.01
+# fp32 under the interpreter is true fp32; log decays of -20 a token summed over a chunk lose four of its 24 bits.
+FP32_TOLERANCE = 1e-4
+
+
+def make(
+    T: int, heads: tuple[int, int], dims: tuple[int, int], gate: str, dtype: torch.dtype, device: str,
+    num_states: int, batch: int, strong: bool = False,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Random inputs in ``dtype`` (gates and state fp32); ``strong`` mixes decays to exp(-20) and alpha = 0."""
+    generator = torch.Generator(device).manual_seed(T)
+    real = functools.partial(torch.randn, generator=generator, device=device)
+    (H, HV), (K, V) = heads, dims
+    inputs = {"q": real(batch, T, H, K), "k": real(batch, T, H, K), "v": real(batch, T, HV, V)}
+    inputs = {name: x.to(dtype) for name, x in inputs.items()}
+    inputs["initial_state"] = real(num_states, HV, K, V)
+    shape = {"head": (HV,), "token": (batch, T, HV), "key": (batch, T, HV, K)}.get(gate)
+    if shape is not None:
+        g = torch.nn.functional.logsigmoid(real(*shape) + 3) / 4
+        if strong:
+            g = g * torch.where(real(*shape) > 1, 80.0, 1.0)
+            g = g.masked_fill(real(*shape) > 2, -torch.inf)
+        inputs["g"] = g
+    return inputs
+
+
+def errors(inputs: dict[str, Tensor], cu_seqlens: Sequence[int] | None = None) -> dict[str, float]:
+    """RMS ratio of every output and gradient of the Triton form, against the chunkwise form in fp64.
+
+    Outputs start as NaN, so that an element that is never written shows.
+    """
+    device = inputs["q"].device
+    offsets = None if cu_seqlens is None else torch.tensor(cu_seqlens, device=device)
+    results = []
+    for backend in ("triton", "chunked"):
+        leaves = {
+            name: (x if backend == "triton" else x.double()).clone().requires_grad_() for name, x in inputs.items()
+        }
+        with nan_filled(backend == "triton"):
+            o, last = linear_attention(**leaves, output_final_state=True, cu_seqlens=offsets, backend=backend)
+            assert last is not None
+            generator = torch.Generator(device).manual_seed(1)
+            weights = [
+                torch.randn(x.shape, generator=generator, device=device).to(inputs["q"].dtype) for x in (o, last)
+            ]
+            loss = sum((x * w.to(x.dtype)).sum() for x, w in zip((o, last), weights, strict=True))
+            gradients = torch.autograd.grad(loss, list(leaves.values()))
+        results.append({"o": o, "last": last} | {f"d{n}": x for n, x in zip(leaves, gradients, strict=True)})
+    return {name: rms_ratio(results[0][name], results[1][name]) for name in results[0]}
+
+
+@contextlib.contextmanager
+def nan_filled(on: bool) -> Iterator[None]:
+    """While ``on``, new tensors hold NaN: torch's deterministic mode fills them."""
+    torch.use_deterministic_algorithms(on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def rms_ratio(found: Tensor, wanted: Tensor) -> float:
+    return float((found.detach().double() - wanted.detach()).norm() / wanted.detach().norm().clamp(min=1e-30))
+
+
+def check(found: dict[str, float], tolerance: tuple[float, float]) -> None:
+    for name, error in found.items():
+        assert error < tolerance[name.startswith("d")], f"{name}: {found}"
+
+
+SMALL = [
+    ("none", 70, (1, 2), (20, 24)),
+    ("head", 70, (1, 1), (16, 16)),
+    ("token", 100, (1, 2), (20, 24)),
+    ("token", 530, (1, 1), (16, 16)),
+    ("key", 100, (1, 2), (20, 24)),
+    ("key", 530, (1, 1), (16, 16)),
+    ("key", 1, (1, 1), (16, 16)),
+    ("none", 1, (1, 1), (16, 80)),
+]
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("gate", "T", "heads", "dims"), SMALL)
+def test_interpreted_fp32(gate: str, T: int, heads: tuple[int, int], dims: tuple[int, int]) -> None:
+    inputs = make(T, heads, dims, gate, torch.float32, "cpu", 1, 1)
+    check(errors(inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+def test_interpreted_fp16(gate: str) -> None:
+    inputs = make(70, (1, 1), (16, 16), gate, torch.float16, "cpu", 1, 1)
+    check(errors(inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gate", ["token", "key"])
+def test_interpreted_strong_decay(gate: str) -> None:
+    inputs = make(100, (1, 1), (16, 16), gate, torch.float32, "cpu", 1, 1, strong=True)
+    check(errors(inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+def test_interpreted_packed(gate: str) -> None:
+    inputs = make(150, (1, 1), (16, 16), gate, torch.float32, "cpu", 3, 1)
+    check(errors(inputs, (0, 70, 75, 150)), (FP32_TOLERANCE, FP32_TOLERANCE))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gate", ["none", "head", "token", "key"])
+def test_interpreted_step(gate: str) -> None:
+    check_step(gate, "cpu", torch.float32, FP32_TOLERANCE)
+
+
+def check_step(gate: str, device: str, dtype: torch.dtype, tolerance: float) -> None:
+    inputs = make(3, (2, 4), (20, 24), gate, dtype, device, 2, 2)
+    wanted, last = linear_attention(
+        **{name: x.double() for name, x in inputs.items()}, output_final_state=True, backend="reference"
+    )
+    state = inputs.pop("initial_state")
+    outputs = []
+    for at in (slice(0, 1), slice(1, 3)):
+        part = {name: x[:, at] if x.ndim > 1 else x for name, x in inputs.items()}
+        o, new = linear_attention_step(**part, state=state, inplace=True, backend="triton")
+        assert new is state
+        outputs.append(o)
+    assert last is not None
+    assert rms_ratio(torch.cat(outputs, 1), wanted) < tolerance
+    assert rms_ratio(state, last) < tolerance
+
+
+DIMS = [(16, 16), (32, 64), (60, 96), (64, 64), (100, 100), (128, 128), (128, 64), (64, 256), (256, 256)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_on_the_card(gate: str, dims: tuple[int, int], dtype: torch.dtype) -> None:
+    for T in (1, 63, 100, 2000, 8192):
+        inputs = make(T, (2, 2), dims, gate, dtype, "cuda", 2, 2)
+        check(errors(inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gate", ["none", "head", "token", "key"])
+def test_on_the_card_grouped_and_packed(gate: str) -> None:
+    inputs = make(3000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 3, 1)
+    check(errors(inputs, (0, 1, 1250, 3000)), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gate", ["token", "key"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_on_the_card_strong_decay(gate: str, dtype: torch.dtype) -> None:
+    inputs = make(2000, (2, 2), (128, 128), gate, dtype, "cuda", 2, 2, strong=True)
+    check(errors(inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+def test_on_the_card_results_repeat(gate: str) -> None:
+    inputs = make(2000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 2, 2)
+    runs = []
+    for _ in range(2):
+        leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+        o, last = linear_attention(**leaves, output_final_state=True)
+        assert last is not None
+        runs.append([o, last, *torch.autograd.grad(o.float().square().sum() + last.sum(), list(leaves.values()))])
+    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+def test_on_the_card_compiled_without_graph_breaks(gate: str) -> None:
+    inputs = make(300, (2, 2), (64, 64), gate, torch.bfloat16, "cuda", 2, 2)
+    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+    compiled = torch.compile(linear_attention, fullgraph=True)
+    results = []
+    for call in (compiled, linear_attention):
+        o, last = call(**leaves, output_final_state=True)
+        assert last is not None
+        results.append([o, *torch.autograd.grad(o.float().square().sum() + last.sum(), list(leaves.values()))])
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gate", ["none", "head", "token", "key"])
+def test_on_the_card_step(gate: str) -> None:
+    check_step(gate, "cuda", torch.bfloat16, OUTPUT_TOLERANCE)
+
+
+@pytest.mark.gpu
+def test_on_the_card_step_in_a_graph() -> None:
+    inputs = make(1, (2, 4), (64, 64), "token", torch.bfloat16, "cuda", 2, 2)
+    state = inputs.pop("initial_state")
+    start = state.clone()
+    linear_attention_step(**inputs, state=state.clone(), inplace=True)  # compiles before the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        o, _ = linear_attention_step(**inputs, state=state, inplace=True)
+    state.copy_(start)
+    graph.replay()
+    wanted, last = linear_attention_step(**inputs, state=start, backend="chunked")
+    assert rms_ratio(o, wanted.double()) < OUTPUT_TOLERANCE
+    assert rms_ratio(state, last.double()) < OUTPUT_TOLERANCE
