@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from archspec.declarations import stream_widths
 from archspec.errors import nearest
-from archspec.families import Gate, Mixer, Per, Source, StreamFields, gate_size
+from archspec.families import Gate, Mixer, Per, Projection, Source, gate_size
+from archspec.rule import granularity
 from archspec.schema import MemoryMixer, Spec
 from archspec.shapes import HeadDims
 
 Path = tuple[str | int, ...]
 Finding = tuple[Path, str]
 PROJECTIONS = ("query", "key", "value")
-NON_NEGATIVE = ("update.step_size", "update.write_size", "bias.threshold")
+NON_NEGATIVE = ("update.step_size", "bias.threshold")
 FRACTIONS = ("retention.gate", "update.momentum")
 
 
@@ -199,10 +201,7 @@ def _legal_axes(context: Context) -> list[str]:
 
 
 def _granularity(mixer: MemoryMixer, gate: Gate) -> Per:
-    for needed in gate.needs():
-        if needed.startswith("gates."):
-            return _granularity(mixer, mixer.gates[needed.removeprefix("gates.")])
-    return gate.granularity
+    return granularity(gate, mixer.gates, mixer.retention, mixer.update)
 
 
 def _range(mixer: MemoryMixer, gate: Gate) -> tuple[float, float]:
@@ -211,6 +210,15 @@ def _range(mixer: MemoryMixer, gate: Gate) -> tuple[float, float]:
             low, high = _range(mixer, mixer.gates[needed.removeprefix("gates.")])
             return gate.scale * low, gate.scale * high
     return gate.value_range
+
+
+def _token_step(context: Context) -> Iterator[Finding]:
+    for path, gate in context.mixer.named_gates():
+        if "retention.gate.token_step" not in gate.needs():
+            continue
+        decay = context.mixer.retention.decay_gate
+        if decay is None or not hasattr(decay, "token_step"):
+            yield tuple(path.split(".")), f"{gate.kind} is the step of an 'ssd' decay; the retention's gate is none."
 
 
 def _gate_ranges(context: Context) -> Iterator[Finding]:
@@ -278,6 +286,9 @@ def _projections(context: Context) -> Iterator[Finding]:
         projection = mixer.projection(name)  # type: ignore[arg-type]
         if projection.heads is not None and dims.num_heads % projection.heads:
             yield (name, "heads"), f"{projection.heads} groups do not divide num_heads={dims.num_heads}."
+        if projection.dim is not None:
+            yield (name, "dim"), "a projection is as wide as key_dim and value_dim say; 'dim' belongs to its parts."
+        yield from _parts(projection, name, dims)
         if name == "value" and projection.position is not None:
             yield (name, "position"), "positions act on queries and keys; write it under 'qk'."
         size = dims.value_dim if name == "value" else dims.key_dim
@@ -291,6 +302,15 @@ def _projections(context: Context) -> Iterator[Finding]:
             f"queries have {features['query']} channels and keys {features['key']} after their feature maps; "
             "they must agree.",
         )
+
+
+def _parts(projection: Projection, name: str, dims: HeadDims) -> Iterator[Finding]:
+    if not projection.parts:
+        return
+    size = dims.value_dim if name == "value" else dims.key_dim
+    found = [size if part.dim is None else part.dim.resolve(vars(dims)) for part in projection.parts]
+    if sum(found) != size:
+        yield (name, "parts"), f"the parts are {' + '.join(map(str, found))} channels of a head and must be {size}."
 
 
 def _widths(context: Context) -> Iterator[Finding]:
@@ -326,35 +346,6 @@ def _blocks_divide(source: Source, width: int, size: int, path: Path) -> Iterato
         )
 
 
-def stream_widths(mixer: MemoryMixer, dims: HeadDims) -> dict[str, int]:
-    """Return the width of every stream and projection that can be read inside a mixer."""
-    widths = {
-        "input": dims.model_dim,
-        "query": dims.num_heads * dims.key_dim,
-        "key": dims.num_heads * dims.key_dim,
-        "value": dims.num_heads * dims.value_dim,
-    }
-    for name, stream in mixer.streams.items():
-        widths[name] = stream_width(stream, sum(widths[source] for source in stream.from_), dims)
-    return widths
-
-
-def stream_width(stream: StreamFields, source: int, dims: HeadDims) -> int:
-    """Return a stream's width: its ``dim``, or its source's width for an identity, or the model's."""
-    if not stream.has_weights:
-        return source
-    if stream.dim is None:
-        return dims.model_dim
-    return stream.dim.resolve(
-        {
-            "model_dim": dims.model_dim,
-            "num_heads": dims.num_heads,
-            "key_dim": dims.key_dim,
-            "value_dim": dims.value_dim,
-        }
-    )
-
-
 def _readout(context: Context) -> Iterator[Finding]:
     for path, gate in context.mixer.named_gates():
         if path in ("readout.gate", "readout.skip.gate") and _granularity(context.mixer, gate) not in ("head", "value"):
@@ -367,6 +358,7 @@ RULES: tuple[Rule, ...] = (
     _memory_and_update,
     _normalizer,
     _gate_axes,
+    _token_step,
     _gate_ranges,
     _bias_gates,
     _write_and_erase,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from archspec import catalog
+from archspec import catalog, legality
 from archspec.component import UnknownKey
 from archspec.errors import Problem, SpecError, nearest
 from archspec.schema import Spec
@@ -140,8 +140,6 @@ def validate(document: LocatedMap) -> Spec:
     Raises:
         SpecError: with every problem of form, or, when the form is right, every problem of legality.
     """
-    from archspec import legality
-
     catalog.load_blocks()
     spec = validated(Spec, document)
     problems = []

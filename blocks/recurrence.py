@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archspec.blocks.rule import MemoryState, Quantities, Rule, gate_on_weight, initial_state
+from archspec.blocks.rule import MemoryState, Quantities, gate_on_weight, initial_state
 from archspec.families import Step
+from archspec.rule import Rule
 
 Weights = dict[str, Tensor]
 
@@ -203,7 +204,9 @@ def _attend(rule: Rule, token: Quantities, state: MemoryState, position: int) ->
     window = rule.memory.window  # type: ignore[attr-defined]
     kept = slice(None) if window is None else slice(-window, None)
     after = {"keys": keys[:, kept], "values": values[:, kept]}
-    scores = torch.einsum("bhk,bshk->bhs", token.query.squeeze(2), after["keys"])
+    groups = rule.dims.num_heads // keys.shape[2]
+    every_key, every_value = (after[name].repeat_interleave(groups, dim=2) for name in ("keys", "values"))
+    scores = torch.einsum("bhk,bshk->bhs", token.query.squeeze(2), every_key)
     scores = scores * rule.memory.temperature(rule.dims)  # type: ignore[attr-defined]
     if "log_decay" in state:
         # log_decay of a stored token is the sum of log(alpha) over the tokens after it.
@@ -211,4 +214,4 @@ def _attend(rule: Rule, token: Quantities, state: MemoryState, position: int) ->
         sums = torch.cat([state["log_decay"] + log_alpha, torch.zeros_like(log_alpha)], dim=1)
         after["log_decay"] = sums[:, kept]
         scores = scores + after["log_decay"].transpose(1, 2)
-    return torch.einsum("bhs,bshv->bhv", scores.softmax(-1), after["values"]), after
+    return torch.einsum("bhs,bshv->bhv", scores.softmax(-1), every_value), after

@@ -1,32 +1,14 @@
-"""One layer's rule, the quantities it consumes, and the state it keeps: what every form of it agrees on."""
+"""The quantities a rule consumes and the state it keeps: what every form of it agrees on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from archspec.families import Bias, Memory, Retention, Update
-from archspec.shapes import HeadDims
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The four choices of one mixer with the sizes of its heads.
-
-    Args:
-        read: whether the query reads the weights ``after`` or ``before`` its own token's update.
-    """
-
-    memory: Memory
-    bias: Bias
-    retention: Retention
-    update: Update
-    dims: HeadDims
-    read: Literal["after", "before"] = "after"
+from archspec.rule import Rule
 
 
 @dataclass

@@ -1,0 +1,129 @@
+"""What a mixer learns, declared: from here modules make their parameters and ``complexity`` counts them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from archspec.families import Gate, Projection, Source, StreamFields, gate_size, gates_of
+from archspec.initial import FAN_IN, Initial, Parameter
+from archspec.schema import MemoryMixer
+from archspec.shapes import HeadDims
+
+
+def source_parameters(
+    source: Source, d_in: int, d_out: int, sizes: Mapping[str, int], *, has_weights: bool
+) -> dict[str, Parameter]:
+    """Declare what a source learns, for ``d_in`` channels in and ``d_out`` out."""
+    found: dict[str, Parameter] = {}
+    if source.shift == "lerp":
+        found["shift_mix"] = Parameter((d_in,), Initial(uniform=(0.0, 1.0)))
+    if has_weights:
+        law = source.init or FAN_IN
+        if source.rank is not None:
+            rank = source.rank.resolve(sizes)
+            found["down"] = Parameter((d_in, rank), FAN_IN, decayed=True)
+            found["up"] = Parameter((rank, d_out), law, decayed=True)
+        elif source.block_size is not None:
+            size = source.block_size
+            found["weight"] = Parameter((d_in // size, size, size), law, decayed=True)
+        else:
+            found["weight"] = Parameter((d_in, d_out), law, decayed=True)
+        if source.offset is not None:
+            found["offset"] = Parameter((d_out,), source.offset)
+    if source.conv:
+        bound = source.conv**-0.5
+        found["conv"] = Parameter((d_out, source.conv), Initial(uniform=(-bound, bound)), decayed=True)
+    return found
+
+
+def stream_widths(mixer: MemoryMixer, dims: HeadDims) -> dict[str, int]:
+    """Return the width of every stream and projection that can be read inside a mixer."""
+    widths = {
+        "input": dims.model_dim,
+        "query": dims.num_heads * dims.key_dim,
+        "key": dims.num_heads * dims.key_dim,
+        "value": dims.num_heads * dims.value_dim,
+    }
+    for name, stream in mixer.streams.items():
+        widths[name] = stream_width(stream, sum(widths[source] for source in stream.from_), dims)
+    return widths
+
+
+def stream_width(stream: StreamFields, source: int, dims: HeadDims) -> int:
+    """Return a stream's width: its ``dim``, or its source's width for an identity, or the model's."""
+    if not stream.has_weights:
+        return source
+    if stream.dim is None:
+        return dims.model_dim
+    return stream.dim.resolve(
+        {
+            "model_dim": dims.model_dim,
+            "num_heads": dims.num_heads,
+            "key_dim": dims.key_dim,
+            "value_dim": dims.value_dim,
+        }
+    )
+
+
+def mixer_parameters(mixer: MemoryMixer, model_dim: int) -> dict[str, Parameter]:
+    """Return every parameter of a mixer by a path of its own; the sizes are those of the compiled module."""
+    projected, dims = mixer.projected_dims(model_dim), mixer.dims(model_dim)
+    widths = stream_widths(mixer, projected)
+    found: dict[str, Parameter] = {}
+    for name, stream in mixer.streams.items():
+        d_in = sum(widths[source] for source in stream.from_)
+        own = source_parameters(stream, d_in, widths[name], vars(projected), has_weights=stream.has_weights)
+        _add(found, f"streams.{name}", own)
+        if stream.norm is not None:
+            _add(found, f"streams.{name}.norm", stream.norm.parameters(widths[name]))
+    for name in ("query", "key", "value"):
+        dim = projected.value_dim if name == "value" else projected.key_dim
+        _add(found, name, _projection(mixer.projection(name), widths, projected, dim))  # type: ignore[arg-type]
+    for name, gate in mixer.named_gates():
+        _add(found, name, gate_parameters(gate, widths, dims))
+    _add(found, "memory", {**mixer.memory.initial(dims), **mixer.memory.parameters(dims)})
+    read_key, norm = mixer.bias.read_key, mixer.readout.norm
+    if read_key is not None and read_key.norm is not None:
+        _add(found, "read_key_norm", read_key.norm.parameters(dims.key_dim))
+    if norm is not None:
+        width = dims.value_dim if norm.over == "head" else dims.num_heads * dims.value_dim
+        _add(found, "norm", norm.parameters(width))
+    found["output"] = Parameter((dims.num_heads * dims.value_dim, model_dim), FAN_IN, decayed=True)
+    if mixer.prefix:
+        found["prefix"] = Parameter((mixer.prefix, model_dim), Initial(normal=0.02))
+    return found
+
+
+def gate_parameters(gate: Gate, widths: Mapping[str, int], dims: HeadDims) -> dict[str, Parameter]:
+    """Return what one gate learns: its source's map, its own parameters, and the gates inside it."""
+    found = dict(gate.parameters(dims))
+    if gate.has_source:
+        rows, columns = gate_size(gate.per, dims)
+        d_in = sum(widths[source] for source in gate.from_)
+        own = source_parameters(gate, d_in, dims.num_heads * rows * columns, vars(dims), has_weights=True)
+        _add(found, "source", own)
+    for name, inner in gates_of(gate):
+        _add(found, name, gate_parameters(inner, widths, dims))
+    return found
+
+
+def _projection(projection: Projection, widths: Mapping[str, int], dims: HeadDims, dim: int) -> dict[str, Parameter]:
+    found: dict[str, Parameter] = {}
+    for index, part in enumerate(projection.parts):
+        size = part.dim.resolve(vars(dims)) if part.dim is not None else dim
+        _add(found, f"parts.{index}", _projection(part, widths, dims, size))
+    if not projection.parts:
+        d_in, groups = sum(widths[source] for source in projection.from_), projection.heads or dims.num_heads
+        own = source_parameters(projection, d_in, groups * dim, vars(dims), has_weights=projection.has_weights)
+        found.update(own)
+    if projection.norm is not None:
+        _add(found, "norm", projection.norm.parameters(dim))
+    if projection.feature is not None:
+        _add(found, "feature", projection.feature.parameters(dims.num_heads, dim))
+    if projection.blend is not None:
+        _add(found, "blend", gate_parameters(projection.blend.gate, widths, dims))
+    return found
+
+
+def _add(found: dict[str, Parameter], prefix: str, more: Mapping[str, Parameter]) -> None:
+    found.update({f"{prefix}.{name}": parameter for name, parameter in more.items()})

@@ -1,0 +1,51 @@
+"""One layer's rule: the four choices of a mixer with the sizes of its heads. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from archspec.families import Bias, Gate, Memory, Per, Retention, Update
+from archspec.schema import MemoryMixer
+from archspec.shapes import HeadDims
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The four choices of one mixer with the sizes of its heads.
+
+    Args:
+        read: whether the query reads the weights ``after`` or ``before`` its own token's update.
+        gates: the gates that others refer to by name.
+    """
+
+    memory: Memory
+    bias: Bias
+    retention: Retention
+    update: Update
+    dims: HeadDims
+    read: Literal["after", "before"] = "after"
+    gates: Mapping[str, Gate] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, mixer: MemoryMixer, model_dim: int) -> Rule:
+        """Return the rule of a mixer inside a model of width ``model_dim``."""
+        choices = (mixer.memory, mixer.bias, mixer.retention, mixer.update)
+        return cls(*choices, mixer.dims(model_dim), mixer.readout.read, mixer.gates)
+
+    def granularity(self, gate: Gate) -> Per:
+        """Return what a gate varies over, also for one that refers to another."""
+        return granularity(gate, self.gates, self.retention, self.update)
+
+
+def granularity(gate: Gate, gates: Mapping[str, Gate], retention: Retention, update: Update) -> Per:
+    """Return what a gate varies over: its own granularity, or that of the quantity it is derived from."""
+    for needed in gate.needs():
+        if needed.startswith("gates.") and needed.removeprefix("gates.") in gates:
+            return granularity(gates[needed.removeprefix("gates.")], gates, retention, update)
+        if needed == "retention.gate.token_step" and retention.decay_gate is not None:
+            return retention.decay_gate.per
+        if needed == "update.step_size":
+            return granularity(update.step_size, gates, retention, update)
+    return gate.granularity

@@ -1,0 +1,95 @@
+"""Modules whose parameters are declared (shape and law) and drawn later, each from its own path and the seed.
+
+A parameter's values depend on the seed, its name in the model and its law, and on nothing else: not on the order of
+construction, not on the global random state, not on what other layers are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from archspec.initial import Initial, Parameter, Parameters
+
+
+class Declared(nn.Module):
+    """A module with declared parameters; ``depth`` is (layer, number of layers) for laws that vary with depth."""
+
+    def __init__(self, depth: tuple[int, int] = (0, 1)) -> None:
+        super().__init__()
+        self.depth = depth
+        self.laws: dict[str, Parameter] = {}
+
+    def declare(self, parameters: Parameters) -> None:
+        """Register parameters by name; their values are undefined until ``initialise``."""
+        for name, parameter in parameters.items():
+            self.laws[name] = parameter
+            self.register_parameter(name, nn.Parameter(torch.empty(parameter.shape)))
+
+    def values(self) -> dict[str, Tensor]:
+        """Return this module's own parameters by name."""
+        return {name: getattr(self, name) for name in self.laws}
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw every declared parameter of ``model`` in place, in fp32 on the CPU, whatever the model's device."""
+    for prefix, module in model.named_modules():
+        if not isinstance(module, Declared):
+            continue
+        for name, parameter in module.laws.items():
+            path = f"{prefix}.{name}" if prefix else name
+            drawn = draw(parameter, path, seed, module.depth)
+            with torch.no_grad():
+                getattr(module, name).copy_(drawn)
+
+
+def draw(parameter: Parameter, path: str, seed: int, depth: tuple[int, int] = (0, 1)) -> Tensor:
+    """Return the initial values of one parameter, from (seed, path) and its law."""
+    digest = hashlib.blake2b(f"{seed}:{path}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    values = _sample(parameter.law, parameter.shape, generator, depth)
+    return values.log() if parameter.logarithm else values
+
+
+def _sample(law: Initial, shape: tuple[int, ...], generator: torch.Generator, depth: tuple[int, int]) -> Tensor:
+    if law.constant is not None:
+        return torch.full(shape, law.constant)
+    if law.normal is not None:
+        return torch.randn(shape, generator=generator) * law.normal
+    if law.uniform is not None:
+        low, high = law.uniform
+        # 1 - u lies in (0, 1]: a rate drawn from U(0, 16) is never 0, whose logarithm is stored.
+        return low + (high - low) * (1 - torch.rand(shape, generator=generator))
+    if law.log_uniform is not None:
+        return _log_uniform(*law.log_uniform, shape, generator)
+    if law.linspace is not None:
+        return _spread(torch.linspace(*law.linspace, _longest(shape)), shape)
+    if law.arange is not None:
+        return _spread(law.arange + torch.arange(_longest(shape), dtype=torch.float32), shape)
+    if law.law == "dt":
+        step = _log_uniform(1e-3, 0.1, shape, generator).clamp(min=1e-4)
+        return step + torch.log(-torch.expm1(-step))  # softplus^-1(step)
+    if law.law == "by_depth":
+        layer, num_layers = depth
+        ratio = layer / max(num_layers - 1, 1)
+        place = torch.linspace(0, 1, _longest(shape))
+        return _spread(-(-5.0 + 12.0 * place ** (0.3 + 1.3 * ratio)), shape)
+    return torch.randn(shape, generator=generator) / math.sqrt(shape[-2])
+
+
+def _log_uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    place = torch.rand(shape, generator=generator)
+    return (math.log(low) + place * (math.log(high) - math.log(low))).exp()
+
+
+def _longest(shape: tuple[int, ...]) -> int:
+    return max(shape)
+
+
+def _spread(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Lay a sequence along the longest axis of ``shape`` and repeat it along the others."""
+    axis = shape.index(max(shape))
+    return values.reshape([-1 if index == axis else 1 for index in range(len(shape))]).expand(shape).clone()

@@ -1,0 +1,95 @@
+"""Gates as modules: a source's linear map and the gate's own law; [B, T, H, 1 or K, 1 or V]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from archspec.blocks.carry import Carry
+from archspec.blocks.declared import Declared
+from archspec.blocks.source import SourceModule, Streams
+from archspec.families import Gate, gate_size, gates_of
+from archspec.shapes import HeadDims
+
+Aspect = Literal["value", "log_value", "token_step"]
+
+
+class GateModule(Declared):
+    """One gate of a mixer.
+
+    Args:
+        gate: the spec's choice.
+        path: where its state is kept.
+        widths: widths of the streams it may read.
+        dims: sizes of the memory's heads.
+        depth: (layer, number of layers), for schedules and laws over depth.
+    """
+
+    def __init__(
+        self, gate: Gate, path: str, widths: Mapping[str, int], dims: HeadDims, depth: tuple[int, int]
+    ) -> None:
+        super().__init__(depth)
+        self.gate = gate
+        self.sizes = (dims.num_heads, *gate_size(gate.per, dims))
+        self.declare(gate.parameters(dims))
+        self.constants = gate.constants(dims.num_heads, *depth)
+        self._laid_out: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
+        self.source = None
+        if gate.has_source:
+            d_in = sum(widths[name] for name in gate.from_)
+            d_out = self.sizes[0] * self.sizes[1] * self.sizes[2]
+            self.source = SourceModule(gate, path, d_in, d_out, vars(dims), has_weights=True)
+            self.source.depth = depth
+        self.inner = torch.nn.ModuleDict(
+            {
+                name.replace(".", "_"): GateModule(inner, f"{path}.{name}", widths, dims, depth)
+                for name, inner in gates_of(gate)
+            }
+        )
+
+    def forward(
+        self, streams: Streams, carry: Carry, known: Mapping[str, Tensor], *, aspect: Aspect = "value"
+    ) -> Tensor:
+        """Return the value, its logarithm, or the token's step of a decay, for the tokens of ``streams``.
+
+        Args:
+            known: quantities of the mixer that derived gates need, by path.
+        """
+        if self.source is None:
+            reference = streams["input"]
+            z = torch.zeros(1, 1, self.sizes[0], 1, 1, dtype=_wide(reference), device=reference.device)
+        else:
+            # In at least fp32: a decay rounded to bf16 forgets at the wrong rate within a few hundred tokens.
+            found = self.source(streams, carry)
+            z = found.to(_wide(found)).reshape(*found.shape[:2], *self.sizes)
+        given = {
+            **{name: tensor.to(z.dtype) for name, tensor in self.values().items()},
+            **self._constants(z),
+            **{name: known[name] for name in self.gate.needs()},
+            **{name: module(streams, carry, known) for name, module in self.inner.items()},
+        }
+        scale = self.gate.scale
+        if aspect == "log_value":
+            value = self.gate.log_value(z, given)
+            return value if scale == 1 else value + math.log(scale)
+        if aspect == "token_step":
+            return self.gate.token_step(z, given)  # type: ignore[attr-defined, no-any-return]
+        value = self.gate.value(z, given)
+        return value if scale == 1 else value * scale
+
+    def _constants(self, z: Tensor) -> dict[str, Tensor]:
+        key = (z.dtype, z.device)
+        if key not in self._laid_out:
+            self._laid_out[key] = {
+                name: torch.tensor(numbers, dtype=z.dtype, device=z.device)[:, None, None]
+                for name, numbers in self.constants.items()
+            }
+        return self._laid_out[key]
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,247 @@
+"""A memory mixer as a module: streams, projections, gates, the rule in some form, and the read-out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from archspec.blocks.carry import Carry
+from archspec.blocks.declared import Declared
+from archspec.blocks.gating import GateModule
+from archspec.blocks.projection import NormModule, ProjectionModule, StreamModule
+from archspec.blocks.recurrence import recurrence
+from archspec.blocks.rule import MemoryState, Quantities
+from archspec.declarations import stream_widths
+from archspec.initial import FAN_IN, Initial, Parameter
+from archspec.rule import Rule
+from archspec.schema import MemoryMixer
+
+
+class Form(Protocol):
+    """One way to run a rule over a stretch of tokens; ``recurrence`` is the one that defines the result."""
+
+    def __call__(
+        self, rule: Rule, quantities: Quantities, state: MemoryState | None, position: int
+    ) -> tuple[Tensor, MemoryState]:
+        """Return the read-outs [B, T, H, V] and the state after the stretch."""
+
+
+class MemoryWeights(Declared):
+    """The learned start weights of a memory and the parameters of its network."""
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__()
+        self.start_names = tuple(rule.memory.initial(rule.dims))
+        self.declare({**rule.memory.initial(rule.dims), **rule.memory.parameters(rule.dims)})
+
+    def start(self) -> dict[str, Tensor]:
+        """Return the start weights by weight name."""
+        return {name: getattr(self, name) for name in self.start_names}
+
+    def network(self) -> dict[str, Tensor]:
+        """Return the network's own parameters by name."""
+        return {name: tensor for name, tensor in self.values().items() if name not in self.start_names}
+
+
+class MemoryMixerModule(Declared):
+    """x [B, T, D] to [B, T, D] through one memory per head.
+
+    Args:
+        config: the checked choices.
+        path: where its state is kept.
+        model_dim: D.
+        depth: (layer, number of layers).
+        form: how the rule is run.
+    """
+
+    output: Tensor
+    prefix: Tensor
+
+    def __init__(
+        self, config: MemoryMixer, path: str, model_dim: int, depth: tuple[int, int], form: Form = recurrence
+    ) -> None:
+        super().__init__(depth)
+        self.config, self.path, self.form = config, path, form
+        projected = config.projected_dims(model_dim)
+        self.dims = dims = config.dims(model_dim)
+        self.rule = Rule.of(config, model_dim)
+        widths = stream_widths(config, projected)
+        self.streams = nn.ModuleDict(
+            {
+                name: StreamModule(stream, f"{path}.streams.{name}", widths, projected)
+                for name, stream in config.streams.items()
+            }
+        )
+        self.projections = nn.ModuleDict(
+            {
+                name: ProjectionModule(
+                    config.projection(name),  # type: ignore[arg-type]
+                    name,
+                    f"{path}.{name}",
+                    widths,
+                    projected,
+                    projected.value_dim if name == "value" else projected.key_dim,
+                )
+                for name in ("query", "key", "value")
+            }
+        )
+        self.gates = nn.ModuleDict(
+            {
+                name.replace(".", "/"): GateModule(gate, f"{path}.{name}", widths, dims, depth)
+                for name, gate in config.named_gates()
+            }
+        )
+        self.memory = MemoryWeights(self.rule)
+        read_key = config.bias.read_key
+        self.read_key_norm = (
+            NormModule(read_key.norm, dims.key_dim) if read_key is not None and read_key.norm is not None else None
+        )
+        norm = config.readout.norm
+        width = dims.value_dim if norm is None or norm.over == "head" else dims.num_heads * dims.value_dim
+        self.norm = NormModule(norm, width) if norm is not None else None
+        inner = dims.num_heads * dims.value_dim
+        self.declare({"output": Parameter((inner, model_dim), FAN_IN, decayed=True)})
+        if config.prefix:
+            self.declare({"prefix": Parameter((config.prefix, model_dim), Initial(normal=0.02))})
+
+    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+        """Return the mixer's output [B, T, D] for x [B, T, D]; the state passes through ``carry``."""
+        if not self.config.prefix:
+            return self._mix(x, carry)
+        shifted = replace(carry, position=carry.position + self.config.prefix)
+        if carry.incoming is not None:
+            return self._mix(x, shifted)
+        # The learned tokens are read before the first of a sequence; they are not predicted.
+        learned = self.prefix.to(x.dtype).expand(x.shape[0], -1, -1)
+        shifted.position = carry.position
+        return self._mix(torch.cat([learned, x], dim=1), shifted)[:, self.config.prefix :]
+
+    def _mix(self, x: Tensor, carry: Carry) -> Tensor:
+        streams: dict[str, Tensor] = {"input": x}
+        for name, stream in self.streams.items():
+            streams[name] = stream(streams, carry)
+        projected = self._expanded({name: module(streams, carry) for name, module in self.projections.items()})
+        streams.update({name: tensor.flatten(2) for name, tensor in projected.items()})
+        gates = self._gates(streams, projected, carry)
+        quantities = self.quantities(projected, gates)
+        read, state = self.form(self.rule, quantities, carry.take_all(self.path), carry.position)
+        for name, tensor in state.items():
+            carry.put(f"{self.path}.{name}", tensor)
+        return self._readout(read, streams, gates) @ self.output
+
+    def _expanded(self, projected: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Give every head its own copy of shared projections, except where a memory of tokens stores the groups."""
+        groups = {name: tensor.shape[2] for name, tensor in projected.items()}
+        shared = self.rule.memory.grows and groups["key"] == groups["value"]
+        return {
+            name: tensor if shared and name != "query" else expand_heads(tensor, self.dims.num_heads)
+            for name, tensor in projected.items()
+        }
+
+    def quantities(self, projected: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> Quantities:
+        """Return what the rule consumes, from the projections [B, T, H, d] and the mixer's gates by path."""
+        key = projected["key"]
+        read_key = None
+        if self.config.bias.read_key is not None:
+            scale = gates.get("bias.read_key.scale")
+            read_key = key if scale is None else key * scale.squeeze(-1).to(key.dtype)
+            read_key = read_key if self.read_key_norm is None else self.read_key_norm(read_key)
+        query = projected["query"]
+        if "readout.correction" in gates:
+            base = key if read_key is None else read_key
+            query = query - gates["readout.correction"].squeeze(-1).to(query.dtype) * base
+        return Quantities(
+            query=query,
+            key=key,
+            value=projected["value"],
+            gates={name: gate for name, gate in gates.items() if name.startswith(("bias.", "retention.", "update."))},
+            start=self.memory.start(),
+            parameters=self.memory.network(),
+            read_key=read_key,
+        )
+
+    def _gates(self, streams: Mapping[str, Tensor], projected: Mapping[str, Tensor], carry: Carry) -> dict[str, Tensor]:
+        """Evaluate every gate once, those that others are derived from first."""
+        known: dict[str, Tensor] = {
+            "query": projected["query"].unsqueeze(-1),
+            "key": projected["key"].unsqueeze(-1),
+            "value": projected["value"].unsqueeze(-2),
+        }
+
+        def evaluate(path: str) -> Tensor:
+            if path not in known:
+                owner, _, aspect = path.rpartition(".")
+                is_step = aspect == "token_step"
+                module: GateModule = self.gates[(owner if is_step else path).replace(".", "/")]  # type: ignore[assignment]
+                for needed in module.gate.needs():
+                    evaluate(needed)
+                if is_step:
+                    known[path] = module(streams, carry, known, aspect="token_step")
+                else:
+                    known[path] = module(
+                        streams, carry, known, aspect="log_value" if path == "retention.gate" else "value"
+                    )
+            return known[path]
+
+        return {path: evaluate(path) for path, _ in self.config.named_gates()}
+
+    def _readout(self, read: Tensor, streams: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> Tensor:
+        """Apply norm, skip and gate in the spec's order to o [B, T, H, V]; return [B, T, H V]."""
+        readout = self.config.readout
+        for stage in readout.order:
+            if stage == "norm" and self.norm is not None:
+                over_model = readout.norm is not None and readout.norm.over == "model"
+                read = self.norm(read.flatten(2)).reshape(read.shape) if over_model else self.norm(read)
+            elif stage == "skip" and readout.skip is not None:
+                skipped = streams[readout.skip.of].reshape(read.shape)
+                read = read + gates["readout.skip.gate"].squeeze(-2).to(read.dtype) * skipped
+            elif stage == "gate" and readout.gate is not None:
+                read = read * gates["readout.gate"].squeeze(-2).to(read.dtype)
+        return read.flatten(2)
+
+    def associate(self, keys: Tensor, values: Tensor, queries: Tensor) -> Tensor:
+        """Write pairs straight into a fresh memory and read it: keys [B, N, H, K], values [B, N, H, V].
+
+        Each pair is one token of the mixer's own rule, with its gates at the values they have for a zero input.
+
+        Returns:
+            What each of ``queries`` [B, M, H, K] reads from the final memory, without being written: [B, M, H, V].
+        """
+        projected = {"query": keys, "key": keys, "value": values}
+        # The zero of the stream, not of the model: gates see nothing of the pairs.
+        streams = {
+            name: keys.new_zeros(*keys.shape[:2], width)
+            for name, width in stream_widths(self.config, self.config.projected_dims(self.dims.model_dim)).items()
+        }
+        carry = Carry(None, 0)
+        quantities = self.quantities(projected, self._gates(streams, projected, carry))
+        _, state = self.form(self.rule, quantities, None, 0)
+        return read_only(self.rule, quantities, state, queries)
+
+
+def expand_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Return x [B, T, G, d] with each of its G groups repeated for the heads that share it."""
+    return x if x.shape[2] == num_heads else x.repeat_interleave(num_heads // x.shape[2], dim=2)
+
+
+def read_only(rule: Rule, quantities: Quantities, state: MemoryState, queries: Tensor) -> Tensor:
+    """Return what ``queries`` [B, M, H, K] read from a state, [B, M, H, V], without writing."""
+    dtype = quantities.state_dtype
+    x = queries.transpose(1, 2).to(dtype)
+    if rule.memory.grows:
+        keys, values = (expand_heads(state[name].to(dtype), rule.dims.num_heads) for name in ("keys", "values"))
+        scores = torch.einsum("bhmk,bshk->bhms", x, keys)
+        scores = scores * rule.memory.temperature(rule.dims)  # type: ignore[attr-defined]
+        if "log_decay" in state:
+            scores = scores + state["log_decay"].transpose(1, 2)[:, :, None]
+        read = torch.einsum("bhms,bshv->bhmv", scores.softmax(-1), values)
+    else:
+        weights = {name: rule.retention.link(state[f"dual.{name}"]) for name in rule.memory.weights(rule.dims)}
+        parameters = {name: tensor.to(dtype) for name, tensor in quantities.parameters.items()}
+        read = rule.memory.network(lambda name, y: y @ weights[name], x, parameters)
+        read = rule.memory.finish(read, rule.dims)
+    return read.transpose(1, 2).to(queries.dtype)

@@ -1,0 +1,77 @@
+"""Sources: the token shift, linear map and causal convolution in front of every stream, projection and gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from archspec.blocks.activation import activate
+from archspec.blocks.carry import Carry
+from archspec.blocks.declared import Declared
+from archspec.declarations import source_parameters
+from archspec.families import Source
+
+Streams = Mapping[str, Tensor]
+
+
+class SourceModule(Declared):
+    """The stages shift, linear and conv of one source.
+
+    Args:
+        source: the spec's choice.
+        path: where its state is kept.
+        d_in, d_out: channels of the concatenated inputs and of the output.
+        sizes: sizes by name, for relative ranks.
+        has_weights: whether there is a linear map.
+    """
+
+    def __init__(
+        self, source: Source, path: str, d_in: int, d_out: int, sizes: Mapping[str, int], *, has_weights: bool
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.path = path
+        self.declare(source_parameters(source, d_in, d_out, sizes, has_weights=has_weights))
+
+    def forward(self, streams: Streams, carry: Carry) -> Tensor:
+        """Return [B, T, d_out] from the streams [B, T, ..] that the source names."""
+        inputs = [streams[name] for name in self.source.from_]
+        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        values = self.values()
+        if "shift_mix" in values:
+            x = self._shift(x, values["shift_mix"], carry)
+        if "down" in values:
+            x = activate(self.source.hidden, x @ values["down"]) @ values["up"]
+        elif "weight" in values:
+            x = x @ values["weight"] if self.source.block_size is None else _block_diagonal(x, values["weight"])
+        if "offset" in values:
+            x = x + values["offset"]
+        if "conv" in values:
+            x = self._convolve(x, values["conv"], carry)
+        return x
+
+    def _shift(self, x: Tensor, mix: Tensor, carry: Carry) -> Tensor:
+        """x_t + mix (x_{t-1} - x_t); before the first token stands zero."""
+        last = carry.take(f"{self.path}.shift")
+        last = torch.zeros_like(x[:, :1]) if last is None else last
+        carry.put(f"{self.path}.shift", x[:, -1:])
+        before = torch.cat([last.to(x.dtype), x[:, :-1]], dim=1)
+        return x + mix * (before - x)
+
+    def _convolve(self, x: Tensor, weight: Tensor, carry: Carry) -> Tensor:
+        """Causal depthwise convolution over time: y_t = sum_i weight_i x_{t - width + 1 + i}."""
+        width = weight.shape[-1]
+        kept = carry.take(f"{self.path}.conv")
+        if kept is None:
+            kept = x.new_zeros(x.shape[0], width - 1, x.shape[-1])
+        padded = torch.cat([kept.to(x.dtype), x], dim=1)
+        carry.put(f"{self.path}.conv", padded[:, padded.shape[1] - (width - 1) :])
+        return functional.conv1d(padded.transpose(1, 2), weight[:, None], groups=x.shape[-1]).transpose(1, 2)
+
+
+def _block_diagonal(x: Tensor, weight: Tensor) -> Tensor:
+    blocks, size, _ = weight.shape
+    return torch.einsum("btns,nsr->btnr", x.reshape(*x.shape[:-1], blocks, size), weight).flatten(-2)
