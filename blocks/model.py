@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from archspec.blocks.carry import Carry, State
 from archspec.blocks.declared import Declared
 from archspec.blocks.mixer import MemoryMixerModule
-from archspec.blocks.program import Inject, Remember, RunLayer, unroll
 from archspec.blocks.projection import NormModule
 from archspec.families import FeedForward, Norm
 from archspec.initial import FAN_IN, Initial, Parameter
+from archspec.program import Inject, Remember, RunLayer, unroll
 from archspec.schema import Block, Spec
 
 

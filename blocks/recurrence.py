@@ -202,16 +202,18 @@ def _attend(rule: Rule, token: Quantities, state: MemoryState, position: int) ->
     keys = torch.cat([state["keys"], token.key.transpose(1, 2)], dim=1)
     values = torch.cat([state["values"], token.value.transpose(1, 2)], dim=1)
     window = rule.memory.window  # type: ignore[attr-defined]
-    kept = slice(None) if window is None else slice(-window, None)
-    after = {"keys": keys[:, kept], "values": values[:, kept]}
+    length = keys.shape[1]
+    seen = slice(0 if window is None else max(0, length - window), None)
+    kept = slice(0 if window is None else max(0, length - window + 1), None)  # what the next token will see
     groups = rule.dims.num_heads // keys.shape[2]
-    every_key, every_value = (after[name].repeat_interleave(groups, dim=2) for name in ("keys", "values"))
+    every_key, every_value = (x[:, seen].repeat_interleave(groups, dim=2) for x in (keys, values))
+    after = {"keys": keys[:, kept], "values": values[:, kept]}
     scores = torch.einsum("bhk,bshk->bhs", token.query.squeeze(2), every_key)
     scores = scores * rule.memory.temperature(rule.dims)  # type: ignore[attr-defined]
     if "log_decay" in state:
         # log_decay of a stored token is the sum of log(alpha) over the tokens after it.
         log_alpha = token.gates["retention.gate"][..., 0, 0].expand(keys.shape[0], -1)[:, None]  # [B, 1, H]
         sums = torch.cat([state["log_decay"] + log_alpha, torch.zeros_like(log_alpha)], dim=1)
+        scores = scores + sums[:, seen].transpose(1, 2)
         after["log_decay"] = sums[:, kept]
-        scores = scores + after["log_decay"].transpose(1, 2)
     return torch.einsum("bhs,bshv->bhv", scores.softmax(-1), every_value), after

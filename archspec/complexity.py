@@ -1,0 +1,198 @@
+"""Parameters, FLOPs and state bytes of a spec, predicted without building it.
+
+Counting rules: parameters are those the compiled module registers. FLOPs are those of matrix products (a multiply
+and an add are two), forward, per token, of the recurrent form at the given context length; element-wise work is not
+counted. State bytes are what must be kept between tokens of one sequence: memories in fp32 (as every form keeps
+them), stored keys, values, convolution and shift buffers in the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from archspec.declarations import mixer_parameters
+from archspec.families import Mixer
+from archspec.initial import ZEROS, Parameter
+from archspec.program import RunLayer, unroll
+from archspec.rule import Rule
+from archspec.schema import Block, MemoryMixer, Spec
+
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+MEMORY_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Scalars kept between tokens.
+
+    Args:
+        memory: scalars of memories, always kept in fp32.
+        buffer: scalars in the model's dtype, whatever the length.
+        stored: (scalars in the model's dtype per stored token, most tokens stored or None, tokens before the first).
+    """
+
+    memory: int = 0
+    buffer: int = 0
+    stored: tuple[tuple[int, int | None, int], ...] = ()
+
+    def __add__(self, other: Kept) -> Kept:
+        return Kept(self.memory + other.memory, self.buffer + other.buffer, self.stored + other.stored)
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """The predicted sizes of a compiled spec.
+
+    Args:
+        parameters: scalars learned.
+        non_embedding_parameters: the same without the token embedding, learned positions and an untied output.
+        flops_per_token: forward, at ``context`` tokens.
+        context: tokens in the context of the FLOPs.
+        kept: what the state consists of.
+    """
+
+    parameters: int
+    non_embedding_parameters: int
+    flops_per_token: int
+    context: int
+    kept: Kept
+
+    def state_bytes(self, length: int, dtype: str = "float32") -> int:
+        """Return the bytes of one sequence's state after ``length`` tokens, in a model of ``dtype``."""
+        size = DTYPE_BYTES[dtype]
+        stored = sum(
+            each * (length + before if most is None else min(most, length + before))
+            for each, most, before in self.kept.stored
+        )
+        return self.kept.memory * max(MEMORY_BYTES, size if dtype == "float64" else 0) + size * (
+            self.kept.buffer + stored
+        )
+
+
+def predict(spec: Spec, vocab_size: int = 256, context: int = 2048) -> Complexity:
+    """Return the sizes of a spec compiled for a vocabulary.
+
+    Args:
+        spec: a checked spec.
+        vocab_size: number of tokens; it comes from the task.
+        context: tokens the last token sees; attention's FLOPs depend on it.
+    """
+    program = unroll(spec.layout)
+    own = {name: sum(p.size for p in _block_parameters(spec.blocks[name], spec).values()) for name in spec.blocks}
+    non_embedding = sum(own[name] for name in program.blocks)
+    if spec.norm is not None:
+        non_embedding += sum(p.size for p in spec.norm.parameters(spec.model_dim).values())
+    embedding = vocab_size * spec.model_dim * (1 if spec.output.tied else 2)
+    if spec.input.position == "learned":
+        embedding += spec.input.max_length * spec.model_dim
+    flops = 2 * vocab_size * spec.model_dim
+    kept = Kept()
+    for step in program.instructions:
+        if isinstance(step, RunLayer):
+            block = spec.blocks[program.blocks[step.index]]
+            flops += _block_flops(block, spec, context)
+            kept += _mixer_kept(block.mixer, spec.model_dim)
+            if block.feed_forward is not None and block.feed_forward.shift == "lerp":
+                kept += Kept(buffer=spec.model_dim)
+    return Complexity(non_embedding + embedding, non_embedding, flops, context, kept)
+
+
+def _block_parameters(block: Block, spec: Spec) -> dict[str, Parameter]:
+    found: dict[str, Parameter] = {}
+    for path, mixer in memory_mixers(block.mixer):
+        _extend(found, f"mixer{path}", mixer_parameters(mixer, spec.model_dim))
+    if block.feed_forward is not None:
+        _extend(found, "feed_forward", block.feed_forward.parameters(spec.model_dim))
+        if block.feed_forward.shift == "lerp":
+            found["feed_forward.shift_mix"] = Parameter((spec.model_dim,), ZEROS)
+    norm = block.norm or spec.norm
+    if norm is not None:
+        for index in range(_num_norms(block)):
+            _extend(found, f"norm{index}", norm.parameters(spec.model_dim))
+    return found
+
+
+def _num_norms(block: Block) -> int:
+    has_channels = block.feed_forward is not None
+    if block.placement == "parallel":
+        return 1
+    return (1 + has_channels) * (2 if block.placement == "sandwich" else 1)
+
+
+def _extend(found: dict[str, Parameter], prefix: str, more: Mapping[str, Parameter]) -> None:
+    found.update({f"{prefix}.{name}": parameter for name, parameter in more.items()})
+
+
+def memory_mixers(mixer: Mixer, path: str = "") -> list[tuple[str, MemoryMixer]]:
+    """Return the memory mixers at and inside a mixer, with their paths below it."""
+    if isinstance(mixer, MemoryMixer):
+        return [(path, mixer)]
+    found = []
+    for name, child in mixer.children().items():
+        found.extend(memory_mixers(child, ".".join((path, *name))))
+    return found
+
+
+def _block_flops(block: Block, spec: Spec, context: int) -> int:
+    flops = 0 if block.feed_forward is None else block.feed_forward.flops_per_token(spec.model_dim)
+    for _, mixer in memory_mixers(block.mixer):
+        rule = Rule.of(mixer, spec.model_dim)
+        starts = {f"memory.{name}" for name in rule.memory.initial(rule.dims)}
+        maps = (
+            p.size for name, p in mixer_parameters(mixer, spec.model_dim).items() if p.decayed and name not in starts
+        )
+        flops += 2 * sum(maps) + _rule_flops(rule, context)
+    return flops
+
+
+def _rule_flops(rule: Rule, context: int) -> int:
+    """Matrix products of the recurrent form: predict, pull back and read, or score and mix the stored tokens."""
+    dims, heads = rule.dims, rule.dims.num_heads
+    if rule.memory.grows:
+        window = getattr(rule.memory, "window", None)
+        seen = context if window is None else min(window, context)
+        return 2 * heads * seen * (dims.key_dim + dims.value_dim)
+    sizes = [rows * columns for rows, columns in rule.memory.weights(dims).values()]
+    total = sum(sizes)
+    # The error needs M(k) unless it is -v; its gradient in each weight is one outer product, and it passes back
+    # through every layer but the first.
+    predict_flops = 0 if rule.bias.error == "value" and len(sizes) == 1 else total
+    back = total + (total - sizes[0])
+    return 2 * heads * (predict_flops + back + total)
+
+
+def _mixer_kept(mixer: Mixer, model_dim: int) -> Kept:
+    kept = Kept()
+    for _, memory_mixer in memory_mixers(mixer):
+        rule = Rule.of(memory_mixer, model_dim)
+        kept += _rule_kept(rule, memory_mixer) + _sources_kept(memory_mixer, model_dim)
+    return kept
+
+
+def _rule_kept(rule: Rule, mixer: MemoryMixer) -> Kept:
+    dims = rule.dims
+    if not rule.memory.grows:
+        copies = 1 + len(rule.update.buffers) + (rule.update.anchor is not None)
+        total = sum(rows * columns for rows, columns in rule.memory.weights(dims).values())
+        return Kept(memory=dims.num_heads * total * copies)
+    groups = {name: mixer.projection(name).heads or dims.num_heads for name in ("key", "value")}  # type: ignore[arg-type]
+    heads = groups["key"] if groups["key"] == groups["value"] else dims.num_heads
+    window = getattr(rule.memory, "window", None)
+    most = None if window is None else window - 1
+    each = heads * (dims.key_dim + dims.value_dim)
+    stored: tuple[tuple[int, int | None, int], ...] = ((each, most, mixer.prefix),)
+    return Kept(stored=stored)
+
+
+def _sources_kept(mixer: MemoryMixer, model_dim: int) -> Kept:
+    """Convolutions keep their last inputs and token shifts the last token."""
+    buffer = 0
+    for name, parameter in mixer_parameters(mixer, model_dim).items():
+        field = name.rpartition(".")[2]
+        if field == "conv":
+            channels, width = parameter.shape
+            buffer += channels * (width - 1)
+        elif field == "shift_mix":
+            buffer += parameter.shape[0]
+    return Kept(buffer=buffer)
