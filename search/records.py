@@ -1,0 +1,417 @@
+"""What a run left behind, read back: trials, counts, correlations. Imports neither torch nor optuna.
+
+A run is the folder ``runs/<study>/``:
+
+    search.yaml         the search file as resolved, frozen
+    environment.json    versions, device and machine of the first start
+    events.jsonl        one event a line, append-only: the driver's memory and the index of everything else
+    journal.log         the Optuna study
+    results/<key>.json  one finished evaluation each, in full (and <key>.safetensors: trained weights)
+    specs/<hash>.yaml   every accepted spec
+    report.html
+
+A run's state is the fold of its events (``Run.apply``): the driver resumes by it, and ``load_run`` reads by it, so
+that the two never disagree. Only what an event does not carry (specs, curves, plans) is read from result files, and
+only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from archspec.errors import RunError
+from archspec.search.eventlog import EVENTS, Event, read_events
+from archspec.search.names import Direction, Objective
+from archspec.yamltext import parse
+
+FORMAT = 1
+State = Literal["rejected", "proposed", "evaluated", "trained", "failed"]
+Origin = Literal["baseline", "sampled"]
+PromotedBy = Literal["rank", "random"]
+
+
+@dataclass
+class Trial:
+    """One architecture of a run.
+
+    Fields:
+        number: unique in the run, from 0, in the order of proposal; baselines come first.
+        name: the baseline's name, or ``<study>-<number>``.
+        origin: a named baseline or a draw from the space.
+        state: ``rejected`` (never built; ``rule`` and ``reason`` say why), ``proposed`` (nothing measured yet),
+            ``evaluated`` (training-free metrics known), ``trained`` (final scores known), ``failed`` (``reason``).
+        promoted_by: how it came to be trained: by its rank, by the random share, or not at all.
+        round: which pass over the ladder it belongs to; -1 for baselines.
+        coordinates: the values drawn, by the place in the search file where they are drawn.
+        training_free: metric -> {mean, spread}, over initialisation seeds.
+        scores: final score -> {mean, spread, interval, n} on the test split; n runs of different seeds.
+        validation: the same on the validation split: what promotion and the sampler go by.
+        low_fidelity: rung index -> score -> the same as ``validation``, for rungs below the last.
+        cost: measured figure -> {median, p20, p80, ...}.
+        figures: predicted without building: parameters, state_bytes, flops_per_token, ...
+        families, kernels: rule families of its mixers, and distinct family/form names.
+        note: what a reader must know, such as how a baseline was resized.
+        wall_s: seconds spent on its evaluations.
+        files: stage -> result file, relative to the run.
+    """
+
+    number: int
+    name: str = ""
+    hash: str = ""
+    origin: Origin = "sampled"
+    round: int = 0
+    state: State = "proposed"
+    rule: str = ""
+    reason: str = ""
+    promoted_by: PromotedBy | None = None
+    coordinates: dict[str, Any] = field(default_factory=dict)
+    training_free: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    validation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    low_fidelity: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+    families: list[str] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)
+    note: str = ""
+    started: float | None = None
+    wall_s: float = 0.0
+    files: dict[str, str] = field(default_factory=dict)
+    folder: Path = field(default_factory=Path, repr=False)
+
+    @property
+    def parameters(self) -> int | None:
+        """All parameters, embeddings for the largest vocabulary of the tasks included."""
+        return _whole(self.figures.get("parameters"))
+
+    @property
+    def non_embedding_parameters(self) -> int | None:
+        """Parameters without embeddings."""
+        return _whole(self.figures.get("non_embedding_parameters"))
+
+    @property
+    def state_bytes(self) -> int | None:
+        """Bytes of decoding state at the search file's ``context`` length, one sequence."""
+        return _whole(self.figures.get("state_bytes"))
+
+    @property
+    def flops_per_token(self) -> float | None:
+        """Forward FLOPs per token."""
+        return self.figures.get("flops_per_token")
+
+    def value(self, name: str) -> float | None:
+        """Return a score, figure, measured cost or training-free metric by name; None when it is not known."""
+        found: Any = None
+        if name in self.scores:
+            found = self.scores[name]["mean"]
+        elif name in self.figures:
+            found = self.figures[name]
+        elif isinstance(self.cost.get(name), Mapping):
+            found = self.cost[name]["median"]
+        elif name in self.training_free:
+            found = self.training_free[name]["mean"]
+        return None if found is None else float(found)
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The whole spec as a plain mapping; empty for a rejected trial."""
+        for stage in self.files:
+            return dict(self.result(stage)["spec"])
+        path = self.folder / "specs" / f"{self.hash}.yaml"
+        if self.state == "rejected" or not path.is_file():
+            return {}
+        return dict(parse(path.read_bytes(), str(path)))
+
+    @cached_property
+    def curves(self) -> dict[str, list[dict[str, float]]]:
+        """Task -> [{tokens, train_loss, score}], score on validation, from the last rung; the first seed's run."""
+        stages = [stage for stage in self.files if "/train/" in stage]
+        found = {}
+        for stage in stages:  # later rungs overwrite earlier ones
+            result = self.result(stage)
+            if result["status"] == "ok":
+                found[stage.split("/train/")[1]] = list(result["value"]["curve"])
+        return found
+
+    @cached_property
+    def plan(self) -> list[dict[str, Any]]:
+        """One entry per distinct mixer: {where, family, form, kernel, reason}."""
+        for stage in self.files:
+            return list(self.result(stage).get("plan", []))
+        return []
+
+    @property
+    def weights(self) -> dict[str, Path]:
+        """Task -> file of the trained weights, for those that were kept."""
+        found = {}
+        for stage, file in self.files.items():
+            path = (self.folder / file).with_suffix(".safetensors")
+            if "/train/" in stage and path.is_file():
+                found[stage.split("/train/")[1]] = path
+        return found
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """Return the whole result file of a stage.
+
+        Raises:
+            RunError: when it is gone or cannot be read.
+        """
+        path = self.folder / self.files[stage]
+        try:
+            return dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{path}: a finished result cannot be read ({error}); restore it or start a new study"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How well one figure ranked the final scores of the randomly promoted trials.
+
+    Fields:
+        metric: the predictor; ``against``: the final score, oriented so that more is better.
+        rho: Spearman's rank correlation, None below 3 trials.
+        interval: its 95% interval by Fisher's z (Bonett and Wright's variance), None below 5.
+        partial: the same with the number of non-embedding parameters held fixed.
+        n: architectures, each counted once, from ``runs`` runs.
+        verdict: "predicts", "misleads", or "not enough evidence".
+    """
+
+    metric: str
+    against: str
+    n: int
+    rho: float | None
+    interval: tuple[float, float] | None
+    partial: float | None
+    partial_interval: tuple[float, float] | None
+    verdict: str
+    runs: int = 1
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many trials there are of each sort; ``rejected`` by rule, duplicates apart."""
+
+    sampled: int
+    rejected: dict[str, int]
+    duplicates: int
+    accepted: int
+    baselines: int
+    evaluated: int
+    trained: int
+    failed: int
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Share of the draws that broke no rule and no constraint; duplicates count as accepted draws."""
+        return None if not self.sampled else (self.accepted + self.duplicates) / self.sampled
+
+
+@dataclass
+class Run:
+    """A run: what its events add up to.
+
+    Fields:
+        status: ``running`` (or killed), ``finished``, ``interrupted``, ``timeout`` or ``exhausted``.
+        tasks: task name -> {kind, primary, scores: {name: direction}}.
+        metrics: training-free metric -> direction.
+        rungs: the ladder, [{rung, tokens, promote}].
+    """
+
+    folder: Path
+    study: str = ""
+    seed: int = 0
+    status: str = "running"
+    started: float | None = None
+    updated: float | None = None
+    command: str = ""
+    workers: int = 0
+    device: str = ""
+    trials_wanted: int = 0
+    objectives: list[Objective] = field(default_factory=list)
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[str, Direction] = field(default_factory=dict)
+    rungs: list[dict[str, Any]] = field(default_factory=list)
+    trials: dict[int, Trial] = field(default_factory=dict)
+    promotions: dict[tuple[int, int], dict[str, list[int]]] = field(default_factory=dict)
+    correlations: list[Correlation] = field(default_factory=list)
+    hypervolume: float | None = None
+    running: dict[str, dict[str, Any]] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    finished_keys: dict[str, bool] = field(default_factory=dict)
+    closed: set[int] = field(default_factory=set)
+
+    def apply(self, event: Event) -> None:
+        """Add one event to the state. Unknown events are those of a newer version and are left out."""
+        self.updated = event.get("time", self.updated)
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler is not None:
+            handler(event)
+
+    @property
+    def counts(self) -> Counts:
+        """How many trials there are of each sort."""
+        sampled = [trial for trial in self.trials.values() if trial.origin == "sampled"]
+        rejected: dict[str, int] = {}
+        for trial in sampled:
+            if trial.state == "rejected" and trial.rule != "duplicate":
+                rejected[trial.rule] = rejected.get(trial.rule, 0) + 1
+        states = [trial.state for trial in self.trials.values()]
+        return Counts(
+            sampled=len(sampled),
+            rejected=dict(sorted(rejected.items())),
+            duplicates=sum(trial.rule == "duplicate" for trial in sampled),
+            accepted=sum(trial.state != "rejected" for trial in sampled),
+            baselines=len(self.trials) - len(sampled),
+            evaluated=sum(bool(trial.training_free) for trial in self.trials.values()),
+            trained=states.count("trained"),
+            failed=states.count("failed"),
+        )
+
+    @property
+    def trained(self) -> list[Trial]:
+        """The trials with final scores, in order of their numbers."""
+        return [trial for trial in self if trial.state == "trained"]
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and machine of the first start."""
+        path = self.folder / "environment.json"
+        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+
+    def objective_values(self, trial: Trial) -> list[float] | None:
+        """Return a trial's value of every objective, in their order; None unless all are known."""
+        values = [trial.value(objective.name) for objective in self.objectives]
+        return None if trial.state != "trained" or None in values else [v for v in values if v is not None]
+
+    def __iter__(self) -> Iterator[Trial]:
+        yield from (self.trials[number] for number in sorted(self.trials))
+
+    def _on_opened(self, event: Event) -> None:
+        if event["format"] != FORMAT:
+            raise RunError(
+                f"{self.folder}: written in record format {event['format']}, and this version reads {FORMAT}; "
+                "use the version of archspec that wrote it"
+            )
+        self.study, self.seed, self.started = event["study"], event["seed"], event["time"]
+        self.objectives = [Objective.from_dict(item) for item in event["objectives"]]
+        self.tasks, self.metrics, self.rungs = event["tasks"], event["metrics"], event["rungs"]
+
+    def _on_started(self, event: Event) -> None:
+        self.status = "running"
+        self.command, self.workers, self.device = event["command"], event["workers"], event["device"]
+        self.trials_wanted = event["trials"]
+        self.running.clear()
+
+    def _on_proposed(self, event: Event) -> None:
+        trial = self._trial(event)
+        trial.state = "proposed"
+        for name in ("name", "hash", "origin", "round", "coordinates", "figures", "families", "kernels", "note"):
+            setattr(trial, name, event[name])
+
+    def _on_rejected(self, event: Event) -> None:
+        trial = self._trial(event)
+        trial.state = "rejected"
+        for name in ("round", "coordinates", "rule", "reason"):
+            setattr(trial, name, event[name])
+        trial.hash = event.get("hash", "")
+
+    def _on_submitted(self, event: Event) -> None:
+        trial = self._trial(event)
+        trial.started = trial.started or event["time"]
+        self.attempts[event["key"]] = event["attempt"]
+        self.running[event["key"]] = dict(event)
+
+    def _on_died(self, event: Event) -> None:
+        self.running.pop(event["key"], None)
+
+    def _on_cancelled(self, event: Event) -> None:
+        self.running.pop(event["key"], None)
+        self.attempts[event["key"]] = self.attempts.get(event["key"], 1) - 1
+
+    def _on_finished(self, event: Event) -> None:
+        trial, stage, value = self._trial(event), event["stage"], event.get("value", {})
+        self.running.pop(event["key"], None)
+        self.finished_keys[event["key"]] = event["ok"]
+        trial.wall_s += event.get("wall_s", 0.0)
+        trial.files[stage] = f"results/{event['key']}.json"
+        if not event["ok"]:
+            trial.state, trial.reason = "failed", trial.reason or event["reason"]
+            return
+        trial.training_free.update(value.get("metrics", {}))
+        trial.cost.update(value.get("cost", {}))
+        if "scores" in value:
+            self._scored(trial, event["rung"], value)
+        if trial.state == "proposed" and trial.training_free:
+            trial.state = "evaluated"
+
+    def _scored(self, trial: Trial, rung: int, value: Mapping[str, Any]) -> None:
+        if rung < len(self.rungs) - 1:
+            trial.low_fidelity.setdefault(rung, {}).update(value["validation"])
+            return
+        trial.scores.update(value["scores"])
+        trial.validation.update(value["validation"])
+        wanted = {score for task in self.tasks.values() for score in task["scores"]}
+        if wanted <= trial.scores.keys() and trial.state != "failed":
+            trial.state = "trained"
+
+    def _on_promoted(self, event: Event) -> None:
+        self.promotions[event["round"], event["rung"]] = {name: event[name] for name in ("rank", "random")}
+        for how in ("rank", "random"):
+            for number in event[how]:
+                trial = self.trials[number]
+                trial.promoted_by = trial.promoted_by or how  # type: ignore[assignment]
+
+    def _on_closed(self, event: Event) -> None:
+        self.closed.add(event["round"])
+
+    def _on_concluded(self, event: Event) -> None:
+        self.hypervolume = event["hypervolume"]
+        self.correlations = [correlation_from(item) for item in event["correlations"]]
+
+    def _on_stopped(self, event: Event) -> None:
+        self.status = event["reason"]
+        self.running.clear()
+
+    def _trial(self, event: Event) -> Trial:
+        number = event["trial"]
+        if number not in self.trials:
+            self.trials[number] = Trial(number, folder=self.folder)
+        return self.trials[number]
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """Read a run.
+
+    Raises:
+        RunError: when the folder is no run, or was written by another version.
+    """
+    folder = Path(run_dir)
+    path = folder / EVENTS
+    if not path.is_file():
+        raise RunError(f"{folder}: no run here ({EVENTS} is missing); required: a folder that 'archspec search' wrote")
+    return replay(folder, read_events(path))
+
+
+def replay(folder: Path, events: Sequence[Event] | Iterator[Event]) -> Run:
+    """Return the run that these events add up to."""
+    run = Run(folder)
+    for event in events:
+        run.apply(event)
+    return run
+
+
+def correlation_from(item: Mapping[str, Any]) -> Correlation:
+    """Return a correlation from its plain mapping."""
+    pairs = {name: tuple(item[name]) if item[name] is not None else None for name in ("interval", "partial_interval")}
+    return Correlation(**{**item, **pairs})
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
