@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from archspec.blocks.declared import Declared
 from archspec.component import Count, Number, Positive, StrictModel
 
 UNDECAYED_NAMES = frozenset({"norm", "norms", "gate", "gates"})
@@ -73,11 +74,17 @@ class Recipe(StrictModel):
         return peak * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return AdamW over the model's parameters, decayed or not as ``decays`` says."""
+        """Return AdamW over the model's parameters, decayed as they are declared, or as ``decays`` says."""
+        declared = {
+            id(module.get_parameter(name)): law.decayed
+            for module in model.modules()
+            if isinstance(module, Declared)
+            for name, law in module.laws.items()
+        }
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                groups[decays(name, parameter)].append(parameter)
+                groups[declared.get(id(parameter), decays(name, parameter))].append(parameter)
         parameters: list[dict[str, Any]] = [
             {"params": members, "weight_decay": self.weight_decay if decayed else 0.0}
             for decayed, members in groups.items()
@@ -92,13 +99,10 @@ class Recipe(StrictModel):
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Say whether weight decay applies to a parameter.
+    """Say whether weight decay applies to a parameter of a module that does not declare it.
 
-    A compiled model marks each parameter as its component declares it (``parameter.decayed``): matrices yes, gates,
-    norms and offsets no, since their origin is a meaningful value rather than "no effect". In any other module,
-    everything with two or more axes that is not below a part named norm or gate is decayed.
+    Parameters of compiled models follow their components' declarations (``archspec.initial.Parameter.decayed``):
+    matrices are decayed, but gates, norms, offsets and embeddings are not, since their origin is a meaningful value
+    rather than "no effect". Elsewhere: everything with two or more axes that is not below a part named norm or gate.
     """
-    declared = getattr(parameter, "decayed", None)
-    if declared is not None:
-        return bool(declared)
     return parameter.ndim >= 2 and UNDECAYED_NAMES.isdisjoint(name.split("."))

@@ -12,6 +12,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from archspec.blocks.declared import Declared
+from archspec.initial import FAN_IN, Parameter
 from archspec.search.families import Batch, Direction, Split, Tally, Task
 from archspec.search.intervals import t_interval, t_quantile
 from archspec.search.recipe import Recipe, decays
@@ -204,19 +206,24 @@ def test_learning_rate_rises_linearly_and_falls_by_a_cosine_to_the_floor() -> No
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_weight_decay_spares_vectors_norms_gates_and_what_declares_itself() -> None:
+def test_weight_decay_spares_vectors_norms_and_gates() -> None:
     matrix, vector = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
     assert decays("block.linear.weight", matrix)
     assert not decays("block.linear.bias", vector)
     assert not decays("block.gate.weight", matrix)
     assert not decays("norm.weight", matrix)
-    matrix.decayed = False  # type: ignore[attr-defined]
-    assert not decays("block.linear.weight", matrix)
-    matrix.decayed = True  # type: ignore[attr-defined]
-    assert decays("feed_forward.gate", matrix)
     groups = Recipe(weight_decay=0.3).optimizer(Tiny()).param_groups
     assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
     assert sum(len(group["params"]) for group in groups) == len(list(Tiny().parameters()))
+
+
+def test_weight_decay_follows_declarations() -> None:
+    model = Declared()
+    shapes = {"gate": (2, 3), "free": (2, 5)}
+    model.declare({name: Parameter(shape, FAN_IN, decayed=name == "gate") for name, shape in shapes.items()})
+    groups = Recipe(weight_decay=0.3).optimizer(model).param_groups
+    found = {tuple(group["params"][0].shape): group["weight_decay"] for group in groups}
+    assert found == {(2, 3): 0.3, (2, 5): 0.0}
 
 
 def test_bf16_computes_in_bf16_and_keeps_fp32_parameters() -> None:
