@@ -2,7 +2,7 @@
 
 Two specs merge only if their parameters correspond one to one (shapes and initial law) *and* their outputs and
 states agree for all values and lengths. What merges: short forms, presets, extends, defaults, resolved sizes,
-repeats and cycles, block names, constant gates along any axis, and the equivalences of ``_MERGES``. What tempts but
+repeats and cycles, block names, constant gates along any axis, and what ``equivalence`` merges. What tempts but
 does not (an lp of p = 2 with smoothing, decay orders on a matrix under l2, a loop and a repeat, ...) hashes apart.
 
 Not part of an architecture: its name, its source, the vocabulary (it comes from the task).
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from archspec.component import Component
-from archspec.families import Bias, Dim, FeedForward, Gate, Mixer, Retention, Update
+from archspec.equivalence import simplified
+from archspec.families import Dim, FeedForward, Gate, Mixer, Retention
 from archspec.program import Embed, Inject, Remember, RunLayer, unroll
 from archspec.schema import Block, MemoryMixer, Spec
 
@@ -83,7 +84,7 @@ def _mixer(mixer: Mixer, model_dim: int) -> dict[str, Any]:
                 target = target[key]
             target[path[-1]] = _mixer(child, model_dim)
         return found
-    mixer = _merged(mixer, model_dim)
+    mixer = simplified(mixer, model_dim)
     dims = mixer.projected_dims(model_dim)
     sizes = vars(dims)
     found = {
@@ -132,97 +133,3 @@ def _plain_gate(gate: Gate) -> Gate:
     if value is not None:
         update.update({"value_": value * gate.scale, "scale": 1.0})
     return gate.model_copy(update=update)
-
-
-def _constant(gate: Gate | None) -> float | None:
-    """Return the number a constant gate is, or None when it is not one."""
-    value = getattr(gate, "value_", None)
-    return None if gate is None or gate.kind != "constant" or value is None else value * gate.scale
-
-
-Merge = Callable[[MemoryMixer, int], MemoryMixer]
-
-
-def _merged(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
-    for merge in _MERGES:
-        mixer = merge(mixer, model_dim)
-    return mixer
-
-
-def _with(mixer: MemoryMixer, **choices: Any) -> MemoryMixer:
-    return mixer.model_copy(update=choices)
-
-
-def _no_decay(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
-    """Decay with alpha = 1 is no retention, and its order is void."""
-    retention = mixer.retention
-    if retention.kind == "decay" and _constant(retention.decay_gate) == 1:
-        return _with(mixer, retention=Retention.parse("none"))
-    return mixer
-
-
-def _no_momentum(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
-    """Momentum with mu = 0 is gradient descent."""
-    update = mixer.update
-    if update.kind != "momentum" or _constant(getattr(update, "momentum", None)) != 0:
-        return mixer
-    shared = {name: getattr(update, name) for name in Update.model_fields}
-    return _with(mixer, update=Update.parse("gradient_descent").model_copy(update=shared))
-
-
-def _same_write_size(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
-    """A constant write size equal to the constant step size says nothing new."""
-    update = mixer.update
-    write = _constant(update.write_size)
-    if write is not None and write == _constant(update.step_size):
-        return _with(mixer, update=update.model_copy(update={"write_size": None}))
-    return mixer
-
-
-def _simple_bias(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
-    """lp at p = 1 is l1 and at p = 2 is l2 (without smoothing); huber's forms coincide for one value channel."""
-    bias = mixer.bias
-    shared = {name: getattr(bias, name) for name in Bias.model_fields}
-    window = bias.window
-    if window is not None and window.length == 1 and (window.weights is None or _constant(window.weights) == 1):
-        bias = bias.model_copy(update={"window": None})
-        return _simple_bias(_with(mixer, bias=bias), model_dim)
-    if bias.kind == "lp" and getattr(bias, "smoothing", None) is None and getattr(bias, "p", None) in (1, 2):
-        name = "l1" if getattr(bias, "p", None) == 1 else "l2"
-        return _with(mixer, bias=Bias.parse(name).model_copy(update=shared))
-    if bias.kind == "huber" and mixer.dims(model_dim).value_dim == 1:
-        return _with(mixer, bias=bias.model_copy(update={"form": "coordinate"}))
-    return mixer
-
-
-def _fixed_gradient(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
-    """On a matrix under dot the gradient does not see W: decay_first is together, and any anchor is the token."""
-    if mixer.memory.kind != "matrix" or mixer.bias.error != "value" or mixer.retention.has_link:
-        return mixer
-    retention, update = mixer.retention, mixer.update
-    if retention.order == "decay_first":
-        retention = retention.model_copy(update={"order": "together"})
-    if update.anchor is not None and update.anchor.reduce == "sum":
-        update = update.model_copy(update={"anchor": None})
-    return _with(mixer, retention=retention, update=update)
-
-
-def _anchor_of_one(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
-    """An anchor at every token is the token itself; it sees undecayed weights, as ``together`` does."""
-    anchor = mixer.update.anchor
-    if anchor is None or anchor.every != 1:
-        return mixer
-    retention = mixer.retention
-    if retention.order == "decay_first":
-        retention = retention.model_copy(update={"order": "together"})
-    return _with(mixer, retention=retention, update=mixer.update.model_copy(update={"anchor": None}))
-
-
-_MERGES: tuple[Merge, ...] = (
-    _no_decay,
-    _no_momentum,
-    _same_write_size,
-    _simple_bias,
-    _fixed_gradient,
-    _anchor_of_one,
-)

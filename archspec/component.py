@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Self, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, Strict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Strict, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from archspec.errors import nearest, unknown
@@ -28,7 +28,27 @@ Number = Annotated[float, Strict()]
 Positive = Annotated[float, Strict(), Field(gt=0)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
-Off = BeforeValidator(lambda value: None if value == "none" else value)  # "none" is how YAML says absent
+
+
+class _Off:
+    """ "none" is how YAML says absent: accepted where a value may be left out, and described so."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: None if value == "none" else value, handler(source)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
+        return also(handler(schema), {"const": "none"})
+
+
+Off = _Off()
+
+
+def also(schema: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON Schema that admits what ``schema`` does and each of ``others``: short forms beside the long."""
+    options = schema["anyOf"] if set(schema) == {"anyOf"} else [schema]
+    return {"anyOf": [*others, *options]}
 
 
 @dataclass
@@ -58,7 +78,13 @@ class UnknownKey:
 
 
 class StrictModel(BaseModel):
-    """A frozen mapping of a document: unknown keys are errors that know which keys exist."""
+    """A frozen mapping of a document: unknown keys are errors that know which keys exist.
+
+    Class attributes:
+        short_forms: JSON Schemas of what a document may write instead of the mapping.
+    """
+
+    short_forms: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
@@ -70,6 +96,17 @@ class StrictModel(BaseModel):
         names = tuple(info.alias or name for name, info in cls.model_fields.items())
         accepted = {*names, *cls.model_fields}
         return {key: item if key in accepted else UnknownKey(names) for key, item in value.items()}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
+        found = cast(dict[str, Any], handler(schema))
+        if not cls.short_forms:
+            return found
+        resolved = cast(dict[str, Any], handler.resolve_ref_schema(found))
+        long = dict(resolved)
+        resolved.clear()
+        resolved.update(also(long, *cls.short_forms))
+        return found
 
 
 class Component(StrictModel):

@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError, core_schema
 
-from archspec.component import FAMILIES, Component, Count, Flag, Integer, Number, Off, Positive, StrictModel, Text
+from archspec.component import FAMILIES, Component, Count, Flag, Integer, Number, Off, Positive, StrictModel, Text, also
 from archspec.errors import UnsupportedError
 from archspec.initial import Initial, Offset, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from archspec.shapes import HeadDims
 
@@ -49,6 +50,8 @@ class Dim(Part):
 
     ``{ratio: r, of: model_dim, multiple_of: m}`` is m * round(r * size / m), at least m.
     """
+
+    short_forms: ClassVar[tuple[dict[str, Any], ...]] = ({"type": "integer", "minimum": 1},)
 
     fixed: Count | None = None
     ratio: Positive | None = None
@@ -100,7 +103,12 @@ class Source(Component):
         conv: width in tokens of a causal depthwise convolution; 0 is none.
     """
 
-    from_: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(alias="from", min_length=1)] = ("input",)
+    from_: Annotated[
+        tuple[Text, ...],
+        BeforeValidator(_as_tuple),
+        Field(alias="from", min_length=1),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+    ] = ("input",)
     shift: Shift = "none"
     rank: Dim | None = None
     hidden: Activation = "none"
@@ -386,6 +394,8 @@ class Anchor(Part):
         link: where the retention's link applies: at every ``token``, or at the ``anchor`` only.
     """
 
+    short_forms: ClassVar[tuple[dict[str, Any], ...]] = ({"type": "integer", "minimum": 1},)
+
     every: Count
     reduce: Literal["sum", "mean"] = "sum"
     lag: Flag = False
@@ -403,7 +413,19 @@ class Anchor(Part):
         return {"every": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-AtAnchor = Annotated[Anchor | None, BeforeValidator(lambda value: None if value == "token" else value)]
+class _Token:
+    """ "token" means no anchor: gradients at the current weights."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: None if value == "token" else value, handler(source)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
+        return also(handler(schema), {"const": "token"})
+
+
+AtAnchor = Annotated[Anchor | None, _Token()]
 
 
 @dataclass(frozen=True)
@@ -474,6 +496,19 @@ class Mixer(Component, family="mixer", noun="mixer", default_kind="memory"):
     def children(self) -> Mapping[tuple[str, ...], Mixer]:
         """Return the mixers inside this one, by their path below it; none by default."""
         return {}
+
+    def build(
+        self, children: Mapping[tuple[str, ...], Module], path: str, model_dim: int, depth: tuple[int, int]
+    ) -> Module:
+        """Return the module of this composition from those of its children; called as module(x, carry).
+
+        Args:
+            children: the modules of ``children``, by the same paths.
+            path: where its state is kept.
+            model_dim: D.
+            depth: (layer, number of layers).
+        """
+        raise UnsupportedError(f"mixer {self.kind}: it composes no mixers; the compiler builds it itself.")
 
 
 def gates_of(component: Component | Part, prefix: str = "") -> Iterator[tuple[str, Gate]]:

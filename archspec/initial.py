@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from archspec.component import Number, Positive, StrictModel
+from archspec.component import Number, Off, Positive, StrictModel
 
 
 class Initial(StrictModel):
@@ -24,6 +24,11 @@ class Initial(StrictModel):
     [1e-3, 0.1], at least 1e-4: Mamba's step-size law), ``by_depth`` (xLSTM's forget offsets, a power law over
     depth) and ``fan_in`` (normal with variance 1/d_in).
     """
+
+    short_forms: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"type": "number"},
+        {"enum": ["dt", "by_depth", "fan_in"]},
+    )
 
     constant: Number | None = None
     normal: Positive | None = None
@@ -61,7 +66,7 @@ class Initial(StrictModel):
         return self
 
 
-Offset = Annotated[Initial | None, BeforeValidator(lambda value: None if value == "none" else value)]
+Offset = Annotated[Initial | None, Off]
 
 ZEROS = Initial(constant=0.0)
 ONES = Initial(constant=1.0)

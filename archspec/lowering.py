@@ -154,9 +154,11 @@ def _is_matrix(rule: Rule) -> str | None:
 
 
 def _plain_descent(rule: Rule) -> str | None:
-    if rule.update.kind == "gradient_descent":
-        return None
-    return f"update {rule.update.kind} is not one plain gradient step a token"
+    if rule.update.kind != "gradient_descent":
+        return f"update {rule.update.kind} is not one plain gradient step a token"
+    if rule.update.anchor is not None:
+        return f"gradients are taken every {rule.update.anchor.every} tokens"
+    return None
 
 
 def _no_link(rule: Rule) -> str | None:
@@ -193,13 +195,10 @@ def _not_linear(rule: Rule) -> str | None:
 
 def _not_delta(rule: Rule) -> str | None:
     error = rule.bias.error
-    anchor = rule.update.anchor
-    anchored = anchor is not None and (anchor.every > 1 or rule.retention.order != "together")
     return _first(
         _is_matrix(rule),
         None if error == "residual" else f"bias {rule.bias.kind} has an error that is not M(k) - v",
         _plain_descent(rule),
-        f"gradients are taken every {anchor.every} tokens" if anchored and anchor is not None else None,
         _no_link(rule),
         _no_window(rule),
         _axes(rule, decays=("head", "key"), steps=("head", "key")),
@@ -207,7 +206,7 @@ def _not_delta(rule: Rule) -> str | None:
     )
 
 
-def _gradient_is_fixed(rule: Rule) -> bool:
+def gradient_is_fixed(rule: Rule) -> bool:
     """Whether dl/dW does not depend on W, so that any anchor gives the same function."""
     return rule.memory.kind == "matrix" and rule.bias.error == "value"
 
@@ -218,7 +217,7 @@ def _not_online(rule: Rule) -> str | None:
         return f"memory {rule.memory.kind} stores tokens, not weights"
     if update.kind not in ("gradient_descent", "momentum"):
         return f"update {update.kind} is not linear in the gradients"
-    free = anchor is None and not _gradient_is_fixed(rule)
+    free = anchor is None and not gradient_is_fixed(rule)
     if free and rule.retention.order != "together" and rule.retention.decay_gate is not None:
         return "gradients are taken at the decayed weights of every token"
     decay = rule.retention.decay_gate
@@ -229,7 +228,6 @@ def _not_online(rule: Rule) -> str | None:
         _no_window(rule),
         "the anchor lags one token behind" if anchor is not None and anchor.lag else None,
         "the write has a strength of its own" if update.write_size is not None else None,
-        "the error is read with a key of its own" if rule.bias.read_key is not None else None,
     )
 
 
@@ -243,7 +241,7 @@ def _online_reason(rule: Rule) -> str:
     anchor = rule.update.anchor
     if anchor is not None:
         return f"gradients of {anchor.every} tokens at their anchor are one batch; c folds decay and momentum"
-    if _gradient_is_fixed(rule):
+    if gradient_is_fixed(rule):
         return "the gradient does not depend on the weights, so chunks of any length are exact"
     return "chunks of one token: every token's gradient is taken at the weights before it"
 

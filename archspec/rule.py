@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from archspec.equivalence import simplified
 from archspec.families import Bias, Gate, Memory, Per, Retention, Update
 from archspec.schema import MemoryMixer
 from archspec.shapes import HeadDims
@@ -30,7 +31,8 @@ class Rule:
 
     @classmethod
     def of(cls, mixer: MemoryMixer, model_dim: int) -> Rule:
-        """Return the rule of a mixer inside a model of width ``model_dim``."""
+        """Return the rule of a mixer inside a model of width ``model_dim``, in its simplest equal form."""
+        mixer = simplified(mixer, model_dim)
         choices = (mixer.memory, mixer.bias, mixer.retention, mixer.update)
         return cls(*choices, mixer.dims(model_dim), mixer.readout.read, mixer.gates)
 

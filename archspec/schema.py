@@ -272,6 +272,8 @@ class Loop(Layout, kind="loop"):
 class TokenInput(Part):
     """Tokens come in through an embedding; ``position`` adds a code of the token's index."""
 
+    short_forms: ClassVar[tuple[dict[str, Any], ...]] = ({"const": "tokens"},)
+
     kind: Literal["tokens"] = "tokens"
     position: Literal["none", "learned", "sinusoidal"] = "none"
     max_length: Count = 2048
@@ -279,6 +281,8 @@ class TokenInput(Part):
 
 class TokenOutput(Part):
     """Logits over the vocabulary; ``tied`` uses the embedding's weights."""
+
+    short_forms: ClassVar[tuple[dict[str, Any], ...]] = ({"const": "tokens"},)
 
     kind: Literal["tokens"] = "tokens"
     tied: Flag = True

@@ -1,0 +1,108 @@
+"""Choices that are the same function of the same parameters: each merge with its reason.
+
+A merge is true only if the parameter tensors correspond one to one (shapes and initial law) and outputs and states
+agree for all values and lengths. Hashes and lowering both work on what is left after the merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from archspec.families import Bias, Gate, Retention, Update
+from archspec.schema import MemoryMixer
+
+
+def _constant(gate: Gate | None) -> float | None:
+    """Return the number a constant gate is, or None when it is not one."""
+    value = getattr(gate, "value_", None)
+    return None if gate is None or gate.kind != "constant" or value is None else value * gate.scale
+
+
+Merge = Callable[[MemoryMixer, int], MemoryMixer]
+
+
+def simplified(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
+    """Return the simplest mixer that is the same function of the same parameters."""
+    for merge in MERGES:
+        mixer = merge(mixer, model_dim)
+    return mixer
+
+
+def _with(mixer: MemoryMixer, **choices: Any) -> MemoryMixer:
+    return mixer.model_copy(update=choices)
+
+
+def _no_decay(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
+    """Decay with alpha = 1 is no retention, and its order is void."""
+    retention = mixer.retention
+    if retention.kind == "decay" and _constant(retention.decay_gate) == 1:
+        return _with(mixer, retention=Retention.parse("none"))
+    return mixer
+
+
+def _no_momentum(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
+    """Momentum with mu = 0 is gradient descent."""
+    update = mixer.update
+    if update.kind != "momentum" or _constant(getattr(update, "momentum", None)) != 0:
+        return mixer
+    shared = {name: getattr(update, name) for name in Update.model_fields}
+    return _with(mixer, update=Update.parse("gradient_descent").model_copy(update=shared))
+
+
+def _same_write_size(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
+    """A constant write size equal to the constant step size says nothing new."""
+    update = mixer.update
+    write = _constant(update.write_size)
+    if write is not None and write == _constant(update.step_size):
+        return _with(mixer, update=update.model_copy(update={"write_size": None}))
+    return mixer
+
+
+def _simple_bias(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
+    """lp at p = 1 is l1 and at p = 2 is l2 (without smoothing); huber's forms coincide for one value channel."""
+    bias = mixer.bias
+    shared = {name: getattr(bias, name) for name in Bias.model_fields}
+    window = bias.window
+    if window is not None and window.length == 1 and (window.weights is None or _constant(window.weights) == 1):
+        bias = bias.model_copy(update={"window": None})
+        return _simple_bias(_with(mixer, bias=bias), model_dim)
+    if bias.kind == "lp" and getattr(bias, "smoothing", None) is None and getattr(bias, "p", None) in (1, 2):
+        name = "l1" if getattr(bias, "p", None) == 1 else "l2"
+        return _with(mixer, bias=Bias.parse(name).model_copy(update=shared))
+    if bias.kind == "huber" and mixer.dims(model_dim).value_dim == 1:
+        return _with(mixer, bias=bias.model_copy(update={"form": "coordinate"}))
+    return mixer
+
+
+def _fixed_gradient(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
+    """On a matrix under dot the gradient does not see W: decay_first is together, and any anchor is the token."""
+    if mixer.memory.kind != "matrix" or mixer.bias.error != "value" or mixer.retention.has_link:
+        return mixer
+    retention, update = mixer.retention, mixer.update
+    if retention.order == "decay_first":
+        retention = retention.model_copy(update={"order": "together"})
+    if update.anchor is not None and update.anchor.reduce == "sum":
+        update = update.model_copy(update={"anchor": None})
+    return _with(mixer, retention=retention, update=update)
+
+
+def _anchor_of_one(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
+    """An anchor at every token is the token itself; it sees undecayed weights, as ``together`` does."""
+    anchor = mixer.update.anchor
+    if anchor is None or anchor.every != 1:
+        return mixer
+    retention = mixer.retention
+    if retention.order == "decay_first":
+        retention = retention.model_copy(update={"order": "together"})
+    return _with(mixer, retention=retention, update=mixer.update.model_copy(update={"anchor": None}))
+
+
+MERGES: tuple[Merge, ...] = (
+    _no_decay,
+    _no_momentum,
+    _same_write_size,
+    _simple_bias,
+    _fixed_gradient,
+    _anchor_of_one,
+)

@@ -1,0 +1,252 @@
+"""The families' fast forms as functions of a rule: they take and return what ``blocks.recurrence`` does.
+
+Every form turns the rule's quantities into the plain tensors of a kernel and the kernel's state back into the
+rule's, so that a sequence may change forms between two stretches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from archspec.blocks.mixer import Form
+from archspec.blocks.recurrence import recurrence
+from archspec.blocks.rule import MemoryState, Quantities, gate_on_weight, initial_state
+from archspec.families import Gate, Per
+from archspec.kernels.delta import delta_rule, delta_rule_step
+from archspec.kernels.linear import linear_attention, linear_attention_step
+from archspec.kernels.online import OnlineState, online_memory
+from archspec.lowering import Decision, gradient_is_fixed
+from archspec.rule import Rule
+
+
+def form_of(decision: Decision, backend: str = "auto") -> Form:
+    """Return the function that runs a decision; ``backend`` goes to the kernel."""
+    if decision.family == "recurrence":
+        return recurrence
+    run = _FORMS[decision.family]
+
+    def form(
+        rule: Rule, quantities: Quantities, state: MemoryState | None = None, position: int = 0
+    ) -> tuple[Tensor, MemoryState]:
+        return run(rule, quantities, state, position, backend)
+
+    return form
+
+
+def _linear(
+    rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
+) -> tuple[Tensor, MemoryState]:
+    """S_t = Diag(alpha) S_{t-1} + (w k) v^T: strengths are folded into the key, or into the value when per value."""
+    start = initial_state(rule, quantities) if state is None else state
+    key, value = quantities.key, rule.memory.target(quantities.value)
+    log_decay = _decay(rule, quantities)
+    strength_gate = rule.update.step_size if rule.update.write_size is None else rule.update.write_size
+    name = "step_size" if rule.update.write_size is None else "write_size"
+    strength = quantities.gates[f"update.{name}"]
+    if not _is_one(strength_gate):
+        if rule.granularity(strength_gate) == "value":
+            value = value * strength.squeeze(-2).to(value.dtype)
+        else:
+            key = key * strength.squeeze(-1).to(key.dtype)
+    if rule.retention.order == "step_first" and log_decay is not None:
+        fresh = log_decay.exp().to(key.dtype)
+        key = key * (fresh if log_decay.ndim == 4 else fresh[..., None])
+    if _decodes(quantities):
+        read, dual = linear_attention_step(
+            quantities.query, key, value, start["dual.w"], log_decay, scale=1.0, backend=backend
+        )
+    else:
+        read, final = linear_attention(
+            quantities.query,
+            key,
+            value,
+            log_decay,
+            scale=1.0,
+            initial_state=_given(rule, quantities, state, start),
+            output_final_state=True,
+            backend=backend,
+        )
+        dual = _kept(final)
+    return _finished(rule, read, quantities), {"dual.w": dual}
+
+
+def _delta(
+    rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
+) -> tuple[Tensor, MemoryState]:
+    """S_t = A S_{t-1} - b e (p^T S) + w k v^T, with the rule's order of decay and step."""
+    start = initial_state(rule, quantities) if state is None else state
+    key = quantities.key
+    beta = _strength(quantities.gates["update.step_size"], key)
+    write = quantities.gates.get("update.write_size")
+    options = {
+        "write_beta": None if write is None else _strength(write, key),
+        "read_key": quantities.read_key,
+        "erase_key": quantities.read_key if rule.bias.erase_key == "read_key" else None,
+    }
+    log_decay = _decay(rule, quantities)
+    if _decodes(quantities):
+
+        def now(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor if tensor.ndim == 1 else tensor[:, 0]
+
+        gate = now(log_decay)
+        read, dual = delta_rule_step(
+            quantities.query[:, 0],
+            key[:, 0],
+            quantities.value[:, 0],
+            beta[:, 0],
+            start["dual.w"],
+            gate.expand(key.shape[0], -1) if gate is not None and gate.ndim == 1 else gate,
+            scale=1.0,
+            order=rule.retention.order,
+            **{name: now(tensor) for name, tensor in options.items()},
+        )
+        read = read[:, None]
+    else:
+        read, final = delta_rule(
+            quantities.query,
+            key,
+            quantities.value,
+            beta,
+            log_decay,
+            scale=1.0,
+            initial_state=_given(rule, quantities, state, start),
+            output_final_state=True,
+            backend=backend,
+            order=rule.retention.order,
+            **options,
+        )
+        dual = _kept(final)
+    return _finished(rule, read, quantities), {"dual.w": dual}
+
+
+def _given(rule: Rule, quantities: Quantities, state: MemoryState | None, start: MemoryState) -> Tensor | None:
+    """Return the start state, or None when it is the zero that kernels assume."""
+    return start["dual.w"] if state is not None or quantities.start else None
+
+
+def _decodes(quantities: Quantities) -> bool:
+    return quantities.query.shape[1] == 1
+
+
+def _is_one(gate: Gate) -> bool:
+    return gate.kind == "constant" and getattr(gate, "value_", None) == 1 and gate.scale == 1
+
+
+def _decay(rule: Rule, quantities: Quantities) -> Tensor | None:
+    """Return log(alpha) as kernels take it: [H] constant, [B, T, H] per head, [B, T, H, K] per key channel."""
+    gate = rule.retention.decay_gate
+    if gate is None:
+        return None
+    log_alpha = quantities.gates["retention.gate"]
+    batch, length = quantities.query.shape[:2]
+    if rule.granularity(gate) == "head":
+        narrow = log_alpha[..., 0, 0]
+        return narrow[0, 0] if narrow.shape[:2] == (1, 1) else narrow.expand(batch, length, -1)
+    return log_alpha[..., 0].expand(batch, length, -1, -1)
+
+
+def _strength(gate: Tensor, key: Tensor) -> Tensor:
+    """Return a strength [B, T, H] or, when it varies per key channel, [B, T, H, K]."""
+    batch, length = key.shape[:2]
+    narrow = gate[..., 0]
+    if narrow.shape[-1] == 1:
+        return narrow[..., 0].expand(batch, length, -1)
+    return narrow.expand(batch, length, -1, -1)
+
+
+def _finished(rule: Rule, read: Tensor, quantities: Quantities) -> Tensor:
+    """Scale and normalise in the state's precision, return the queries' dtype."""
+    return rule.memory.finish(read.to(quantities.state_dtype), rule.dims).to(quantities.query.dtype)
+
+
+def _kept(final: Tensor | None) -> Tensor:
+    if final is None:
+        raise AssertionError("a kernel that was asked for its final state returned none")
+    return final
+
+
+def _attention(
+    rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
+) -> tuple[Tensor, MemoryState]:
+    """o_t = sum_j softmax_j(s q_t . k_j + G_t - G_j) v_j over the stored tokens."""
+    raise AssertionError
+
+
+def _online(
+    rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
+) -> tuple[Tensor, MemoryState]:
+    """Gradients at the anchor, steps folded into the coefficient matrix c."""
+    start = initial_state(rule, quantities) if state is None else state
+    names = list(rule.memory.weights(rule.dims))
+    momentum = rule.update.buffers == ("momentum",)
+    anchor, decay = rule.update.anchor, rule.retention.decay_gate
+    # Without an anchor the gradient is the token's own, unless it does not see the weights at all.
+    every = anchor.every if anchor is not None else FREE_CHUNK if gradient_is_fixed(rule) else 1
+    parameters = {name: tensor.to(quantities.state_dtype) for name, tensor in quantities.parameters.items()}
+    online_state = OnlineState(
+        weights={name: start[f"dual.{name}"] for name in names},
+        anchor={name: start[f"anchor.{name}" if anchor is not None else f"dual.{name}"] for name in names},
+        momentum={name: start[f"momentum.{name}"] for name in names} if momentum else None,
+        phase=position % every if anchor is not None else 0,
+    )
+    read, after = online_memory(
+        quantities.query,
+        quantities.key,
+        rule.memory.target(quantities.value),
+        online_state.weights,
+        network=lambda linear, x: rule.memory.network(linear, x, parameters),
+        error=lambda prediction, value, inputs: rule.bias.gradient(prediction, value, inputs),
+        step_size=_on_weights(rule, quantities, "update.step_size", names),
+        chunk_size=every,
+        log_decay=None if decay is None else _on_weights(rule, quantities, "retention.gate", names),
+        momentum=_on_weights(rule, quantities, "update.momentum", names) if momentum else None,
+        read_key=quantities.read_key,
+        error_inputs=_bias_inputs(quantities),
+        order=rule.retention.order,
+        reduce="sum" if anchor is None else anchor.reduce,
+        read=rule.read,
+        state=online_state,
+        output_final_state=True,
+        backend=backend,
+    )
+    if after is None:
+        raise AssertionError("a memory that was asked for its state returned none")
+    kept = {f"dual.{name}": tensor for name, tensor in after.weights.items()}
+    if anchor is not None:
+        kept.update({f"anchor.{name}": tensor for name, tensor in after.anchor.items()})
+    if after.momentum is not None:
+        kept.update({f"momentum.{name}": tensor for name, tensor in after.momentum.items()})
+    return _finished(rule, read, quantities), kept
+
+
+FREE_CHUNK = 64  # any length is exact where gradients do not see the weights; one masked product of this size is cheap
+
+
+def _on_weights(rule: Rule, quantities: Quantities, path: str, names: list[str]) -> Tensor | Mapping[str, Tensor]:
+    """Return a gate as [B, T, H] for all weights, or laid on each weight's own axis."""
+    gate = quantities.gates[path]
+    shape = quantities.query.shape[:3]
+    if gate.shape[-2:] == (1, 1):
+        return gate[..., 0, 0].expand(shape)
+    per: Per = "state" if min(gate.shape[-2:]) > 1 else "key" if gate.shape[-2] > 1 else "value"
+    axes = {name: rule.memory.axis(name, per) for name in names}
+    # Weights on the same axis share one tensor: its products are then computed once for all of them.
+    laid = {axis: gate_on_weight(gate, axis) for axis in set(axes.values())}
+    laid = {axis: tensor.expand(*shape, *tensor.shape[-2:]) for axis, tensor in laid.items()}
+    return {name: laid[axis] for name, axis in axes.items()}
+
+
+def _bias_inputs(quantities: Quantities) -> dict[str, Tensor]:
+    """Return the bias's gates by field name, [B, T, H, 1 or V]."""
+    shape = quantities.query.shape[:3]
+    return {
+        path.removeprefix("bias."): gate.squeeze(-2).expand(*shape, -1)
+        for path, gate in quantities.gates.items()
+        if path.startswith("bias.") and gate.shape[-2] == 1
+    }
+
+
+_FORMS = {"linear": _linear, "delta": _delta, "softmax": _attention, "online": _online}
