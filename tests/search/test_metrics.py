@@ -95,16 +95,18 @@ def value(metric: Metric, where: MetricContext) -> float:
 
 @pytest.mark.parametrize("depth", [3, 8])
 def test_memory_capacity_of_a_delay_line_is_the_number_of_lags_it_holds(depth: int) -> None:
-    metric = MemoryCapacity()
+    metric = MemoryCapacity(num_symbols=16)
     held = sum(lag <= depth for lag in metric.lags)
-    # Lags beyond the line are decoded by chance: each accuracy has a standard error of .06 / 16 / sqrt(3072 / 2).
+    # Lags beyond the line are decoded by chance: each accuracy has a standard error of sqrt(.0625 * .9375 / 1536).
     assert value(metric, context("delay", depth=depth)) == pytest.approx(held, abs=0.08)
 
 
 @pytest.mark.parametrize("rule", ["noise", "memoryless", "constant"])
 def test_memory_capacity_without_memory_is_chance(rule: str) -> None:
     # Ten lags, each with a standard error of sqrt(.0625 * .9375 / 1536) = .0062 in accuracy: 5 errors of the sum.
-    assert value(MemoryCapacity(), context(rule)) == pytest.approx(0, abs=5 * 0.0062 * math.sqrt(10) * 16 / 15)
+    assert value(MemoryCapacity(num_symbols=16), context(rule)) == pytest.approx(
+        0, abs=5 * 0.0062 * math.sqrt(10) * 16 / 15
+    )
 
 
 def test_correlation_score_of_two_channels_is_the_closed_form() -> None:
