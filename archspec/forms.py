@@ -172,7 +172,7 @@ def _attention(
     rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
 ) -> tuple[Tensor, MemoryState]:
     """o_t = sum_j softmax_j(s q_t . k_j + G_t - G_j) v_j over the stored tokens."""
-    raise AssertionError
+    return recurrence(rule, quantities, state, position)
 
 
 def _online(
