@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from archspec.blocks.carry import State as State
     from archspec.blocks.model import Output as Output
     from archspec.canonical import architecture_hash as architecture_hash
-    from archspec.canonical import canonical as canonical
     from archspec.compiler import compile as compile  # noqa: A004
     from archspec.complexity import predict as predict
     from archspec.errors import ArchspecError as ArchspecError
@@ -41,7 +40,6 @@ _HOMES = {
     "SpecError": "errors",
     "State": "blocks.carry",
     "architecture_hash": "canonical",
-    "canonical": "canonical",
     "compile": "compiler",
     "explain": "explanation",
     "load": "loading",

@@ -99,8 +99,10 @@ def _descend(rule: Rule, token: Quantities, state: MemoryState, position: int) -
         dual_after = _combine(rule, dual[name], alpha[name], increment)
         after[f"dual.{name}"] = _mean_reduced(rule, state, name, dual_after, increment, position)
         after.update({f"{buffer}.{name}": value for buffer, value in buffers.items()})
-        if anchored:
-            after[f"anchor.{name}"] = anchored[name]
+        if anchor is not None:
+            # At the end of a chunk the anchor moves, so that a state between two chunks says where the next begins.
+            ends = (position + 1) % anchor.every == 0
+            after[f"anchor.{name}"] = rule.retention.link(after[f"dual.{name}"]) if ends else anchored[name]
     read_from = before if rule.read == "before" else {name: after[f"dual.{name}"] for name in names}
     read = rule.memory.network(_linear(_linked(rule, read_from)), token.query, token.parameters)
     return rule.memory.finish(read, rule.dims).squeeze(2), after
