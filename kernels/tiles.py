@@ -89,12 +89,11 @@ def store_rows(base, tile, first, length, stride, cols, C: tl.constexpr, D: tl.c
 
 
 @triton.jit
-def load_log2_decay(base, first, length, stride, C: tl.constexpr):
-    """One log decay a token [C], in log2 and clamped; zero past row ``length``."""
-    rows = tl.arange(0, C)
-    at = base + tl.cast(first, tl.int64) * stride + rows * stride
-    g = tl.load(at, mask=rows < length - first, other=0.0).to(tl.float32)
-    return tl.maximum(g * LOG2E, LOWEST_LOG2)
+def load_sums(base, first, length, C: tl.constexpr):
+    """A chunk's inclusive sums of log2 decays [C], the last real one repeated past row ``length``; and that one."""
+    rows = tl.minimum(first + tl.arange(0, C), length - 1)
+    last = tl.minimum(first + C, length) - 1
+    return tl.load(base + rows), tl.load(base + last)
 
 
 @triton.jit

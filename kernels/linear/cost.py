@@ -13,7 +13,7 @@ class SweepConfig:
     """One kernel's tile and launch shape.
 
     Args:
-        block: columns of the state that one program holds (all its rows are resident).
+        block: columns that one program holds: of the state (whose rows are all resident), or key channels.
         num_warps, num_stages: warps a program and pipelined chunks of loads.
     """
 
@@ -76,6 +76,16 @@ def sweep_config(rows: int, cols: int, itemsize: int) -> SweepConfig:
         block = min(block, 32 if rows > 128 else 64)
         return SweepConfig(block, 4 if rows * block <= 128 * 64 else 8, 1 if rows > 64 else 2)
     return SweepConfig(block, 4 if rows * block <= 128 * 64 else 8, 2)
+
+
+def prepare_config(key_dim: int) -> SweepConfig:
+    """Return the tile of the kernel that prepares one chunk of a decay per key channel."""
+    return SweepConfig(min(64, padded_dim(key_dim)), 8, 1)
+
+
+def gradients_config(key_dim: int) -> SweepConfig:
+    """Return the tile of the kernel for the gradients inside one chunk of a decay per key channel."""
+    return SweepConfig(min(32, padded_dim(key_dim)), 8, 1)
 
 
 def plan(

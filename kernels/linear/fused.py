@@ -31,7 +31,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from archspec.kernels.linear.cost import Plan, next_power_of_two, padded_dim, plan, sweep_config
+from archspec.kernels.linear.cost import (
+    Plan,
+    gradients_config,
+    next_power_of_two,
+    padded_dim,
+    plan,
+    prepare_config,
+    sweep_config,
+)
 from archspec.kernels.tiles import (
     LOG2E,
     LOWEST_LOG2,
@@ -40,8 +48,8 @@ from archspec.kernels.tiles import (
     level_decay,
     level_pairs,
     level_pairs_transposed,
-    load_log2_decay,
     load_rows,
+    load_sums,
     pair_decay,
     segment_chunks,
     sequence_bounds,
@@ -65,19 +73,40 @@ def _head_and_block(BLOCKS: tl.constexpr):
     return tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS, tl.num_programs(0) // BLOCKS
 
 
-@triton.jit(do_not_specialize=_RUNTIME)
+@triton.jit(do_not_specialize=["T", "N", "total_rows"])
+def _sum_gates(
+    g, sums_out, cu_seqlens, N, T, total_rows,
+    HV: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, N_PADDED: tl.constexpr,
+):  # fmt: skip
+    """Inclusive sums inside a chunk of one log decay a token, in log2: [B, T, HV] -> [HV, rows]."""
+    BLOCKS: tl.constexpr = (HV + BH - 1) // BH
+    slot, i_block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
+    i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
+    start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
+    row = chunk * C
+    if row < length:
+        heads = i_block * BH + tl.arange(0, BH)
+        gates = load_rows(g + start * HV, row, length, HV, heads, C, HV, HV % BH == 0).to(tl.float32)
+        sums = tl.cumsum(tl.maximum(gates * LOG2E, LOWEST_LOG2), 0)
+        rows = tl.arange(0, C)
+        at = sums_out + heads[None, :].to(tl.int64) * total_rows + start + row + rows[:, None]
+        tl.store(at, sums, mask=(rows < length - row)[:, None] & (heads < HV)[None, :])
+
+
+@triton.jit(do_not_specialize=[*_RUNTIME, "total_rows"])
 def _segment_states(
-    y, z, g, decay, states, totals, cu_seqlens, T, num_segments,
+    y, z, g, decay, states, totals, cu_seqlens, T, num_segments, total_rows,
     HV: tl.constexpr, GY: tl.constexpr, GZ: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr,
     BY: tl.constexpr, BZ: tl.constexpr, C: tl.constexpr,
     REVERSE: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write what each segment adds to the state [segments, N*HV, DY, DZ] and its log2 decay, [.., DY] or [..]."""
-    BLOCKS: tl.constexpr = tl.cdiv(DY, BY) * tl.cdiv(DZ, BZ)
+    BLOCKS: tl.constexpr = ((DY + BY - 1) // BY) * ((DZ + BZ - 1) // BZ)
     i_nh, i_block, num_heads = _head_and_block(BLOCKS)
     i_s = tl.program_id(1) + 1 if REVERSE else tl.program_id(1)
     i_n, i_h = i_nh // HV, i_nh % HV
-    i_y, i_z = i_block // tl.cdiv(DZ, BZ), i_block % tl.cdiv(DZ, BZ)
+    BLOCKS_Z: tl.constexpr = (DZ + BZ - 1) // BZ
+    i_y, i_z = i_block // BLOCKS_Z, i_block % BLOCKS_Z
     start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
     first, last = segment_chunks(length, i_s, num_segments, C)
     cols_y, cols_z = i_y * BY + tl.arange(0, BY), i_z * BZ + tl.arange(0, BZ)
@@ -95,9 +124,7 @@ def _segment_states(
         tile_y = load_rows(y_base, row, length, stride_y, cols_y, C, DY, EVEN_Y)
         tile_z = load_rows(z_base, row, length, stride_z, cols_z, C, DZ, EVEN_Z)
         if GATE == 1:
-            log_decay = load_log2_decay(g + start * HV + i_h, row, length, HV, C)
-            sums = tl.cumsum(log_decay, 0)
-            chunk_total = tl.sum(log_decay, 0)
+            sums, chunk_total = load_sums(g + i_h * total_rows + start, row, length, C)
             weight = tl.exp2(sums) if REVERSE else tl.exp2(chunk_total - sums)
             tile_z = (tile_z * weight[:, None]).to(tile_z.dtype)
             state *= tl.exp2(chunk_total)
@@ -123,7 +150,7 @@ def _scan_segments(
     REVERSE: tl.constexpr, GATE: tl.constexpr, HAS_START: tl.constexpr,
 ):  # fmt: skip
     """Turn what each segment adds into the state it starts from, in place; backward in time from its other end."""
-    i_nh, i_block, num_heads = _head_and_block(tl.cdiv(DY * DZ, BLOCK))
+    i_nh, i_block, num_heads = _head_and_block((DY * DZ + BLOCK - 1) // BLOCK)
     at = i_block * BLOCK + tl.arange(0, BLOCK)
     keep = at < DY * DZ
     state = tl.zeros([BLOCK], tl.float32)
@@ -159,7 +186,7 @@ def _sweep(
     transposed). Sums for gate gradients: ROW_SUMS writes sum_d w out and its share through the state to
     [blocks, HV, rows]; CHUNK_SUMS writes sum_t w out per column to [slots, HV, DZ].
     """
-    i_nh, i_z, num_heads = _head_and_block(tl.cdiv(DZ, BZ))
+    i_nh, i_z, num_heads = _head_and_block((DZ + BZ - 1) // BZ)
     i_s = tl.program_id(1)
     i_n, i_h = i_nh // HV, i_nh % HV
     start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
@@ -189,9 +216,7 @@ def _sweep(
         cross = tl.dot(tile_x, state.to(tile_x.dtype), input_precision=PRECISION)
         update = tile_z
         if GATE == 1:
-            log_decay = load_log2_decay(g + start * HV + i_h, row, length, HV, C)
-            sums = tl.cumsum(log_decay, 0)
-            chunk_total = tl.sum(log_decay, 0)
+            sums, chunk_total = load_sums(g + i_h * total_rows + start, row, length, C)
             from_start, to_end = tl.exp2(sums), tl.exp2(chunk_total - sums)
             read, write = (to_end, from_start) if REVERSE else (from_start, to_end)
             cross *= read[:, None]
@@ -261,7 +286,7 @@ def _token_gate_gradient(
     first, last = segment_chunks(length, i_s, num_segments, C)
     carried = tl.full((), 0.0, tl.float32)
     cols_y, cols_z = tl.arange(0, BK), tl.arange(0, BV)
-    for block in range(tl.cdiv(DY, BK)):
+    for block in range((DY + BK - 1) // BK):
         rows_y = block * BK + cols_y
         at = rows_y[:, None] * DZ + cols_z[None, :]
         keep = (rows_y < DY)[:, None] & (cols_z < DZ)[None, :]
@@ -293,7 +318,7 @@ def _chunk_ends(
     C: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """D [slots, HV, K] at every chunk's end, per key channel, from <S, dS> at the segment's end."""
-    i_nh, i_k, num_heads = _head_and_block(tl.cdiv(DY, BK))
+    i_nh, i_k, num_heads = _head_and_block((DY + BK - 1) // BK)
     i_s = tl.program_id(1)
     i_n, i_h = i_nh // HV, i_nh % HV
     start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
@@ -345,7 +370,7 @@ def _prepare_channel(
         hv_offset = (start * HV + i_h) * K
         rows = tl.arange(0, C)
         total_scores = tl.zeros([C, C], tl.float32)
-        for i_k in range(tl.cdiv(K, BK)):
+        for i_k in range((K + BK - 1) // BK):
             cols = i_k * BK + tl.arange(0, BK)
             keep_cols = cols < K
             gates = load_rows(g + hv_offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
@@ -416,7 +441,7 @@ def _channel_gradients(
     C: tl.constexpr, PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """For one chunk and block of key channels: dq, dk and dg, from the sweeps' share and the pairs inside."""
-    BLOCKS: tl.constexpr = tl.cdiv(K, BK)
+    BLOCKS: tl.constexpr = (K + BK - 1) // BK
     i_k, slot, i_h = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS // HV, tl.program_id(0) // BLOCKS % HV
     i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
     start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
@@ -431,7 +456,7 @@ def _channel_gradients(
         rows = tl.arange(0, C)
         pairs = tl.zeros([C, C], tl.float32)
         pairs_t = tl.zeros([C, C], tl.float32)
-        for i_v in range(tl.cdiv(V, BV)):
+        for i_v in range((V + BV - 1) // BV):
             cols_v = i_v * BV + tl.arange(0, BV)
             tile_v = load_rows(v + v_offset, row, length, HV * V, cols_v, C, V, EVEN_V)
             tile_do = load_rows(do + v_offset, row, length, HV * V, cols_v, C, V, EVEN_V)
@@ -517,6 +542,11 @@ class _Call:
         return self.plan.chunk
 
     @property
+    def rows(self) -> int:
+        """Tokens of all sequences."""
+        return self.B * self.T
+
+    @property
     def slots(self) -> int:
         """Entries in arrays with one a chunk; packed sequences may leave one each unused."""
         return self.T // self.chunk + self.N if self.packed else self.B * -(-self.T // self.chunk)
@@ -564,7 +594,7 @@ def _segment_starts(
         BY, BZ = min(64, padded_dim(K)), min(128 if z.element_size() == 2 else 64, padded_dim(V))
         blocks = -(-K // BY) * -(-V // BZ)
         _segment_states[(heads * blocks, S - 1)](
-            y, z, g, decay, states, totals, cu_seqlens, call.T, S,
+            y, z, g, decay, states, totals, cu_seqlens, call.T, S, call.rows,
             GY=call.HV // y.shape[2], GZ=call.HV // z.shape[2], DY=K, DZ=V, BY=BY, BZ=BZ,
             REVERSE=reverse, GATE=gate, PRECISION=_precision(z), **call.sizes(), num_warps=4, num_stages=3,
         )  # fmt: skip
@@ -587,12 +617,19 @@ class _Sums:
 
 
 def _row_sums(call: _Call, w: Tensor, blocks: int) -> _Sums:
-    shape = (blocks, call.HV, call.B * call.T)
-    return _Sums(w, ROW_SUMS, w.new_empty(shape, dtype=torch.float32), w.new_empty(shape, dtype=torch.float32))
+    shape = (blocks, call.HV, call.rows)
+    return _Sums(
+        w,
+        ROW_SUMS,
+        torch.empty(shape, dtype=torch.float32, device=w.device),
+        torch.empty(shape, dtype=torch.float32, device=w.device),
+    )
 
 
 def _chunk_sums(call: _Call, w: Tensor) -> _Sums:
-    return _Sums(w, CHUNK_SUMS, None, w.new_empty(call.slots, call.HV, w.shape[-1], dtype=torch.float32))
+    return _Sums(
+        w, CHUNK_SUMS, None, torch.empty(call.slots, call.HV, w.shape[-1], dtype=torch.float32, device=w.device)
+    )
 
 
 def _launch_sweep(
@@ -612,7 +649,7 @@ def _launch_sweep(
     _sweep[grid](
         x, y, z, g, decay, scores, states, out, last_state,
         None if sums is None else sums.w, None if sums is None else sums.all, None if sums is None else sums.cross,
-        cu_seqlens, scale, call.T, call.plan.num_segments, call.B * call.T,
+        cu_seqlens, scale, call.T, call.plan.num_segments, call.rows,
         GXY=call.HV // x.shape[2], GZ=call.HV // z.shape[2], DY=DY, DZ=DZ, BY=padded_dim(DY), BZ=config.block,
         REVERSE=reverse, GATE=COLUMN_GATE if decay_columns else gate,
         PAIRS=GIVEN_PAIRS if scores is not None else OWN_PAIRS if pairs else NO_PAIRS,
@@ -637,17 +674,17 @@ class _Prepared:
 def _prepare(call: _Call, q: Tensor, k: Tensor, g: Tensor, cu_seqlens: Tensor | None) -> _Prepared:
     shape = (call.B, call.T, call.HV)
     made = _Prepared(
-        sums=q.new_empty(*shape, call.K, dtype=torch.float32),
-        decay=q.new_empty(call.slots, call.HV, call.K, dtype=torch.float32),
-        q=q.new_empty(*shape, call.K),
-        k=q.new_empty(*shape, call.K),
-        scores=q.new_empty(*shape, call.chunk),
+        sums=torch.empty(*shape, call.K, dtype=torch.float32, device=q.device),
+        decay=torch.empty(call.slots, call.HV, call.K, dtype=torch.float32, device=q.device),
+        q=torch.empty(*shape, call.K, dtype=q.dtype, device=q.device),
+        k=torch.empty(*shape, call.K, dtype=q.dtype, device=q.device),
+        scores=torch.empty(*shape, call.chunk, dtype=q.dtype, device=q.device),
     )
-    BK = min(64, padded_dim(call.K))
+    config = prepare_config(call.K)
     _prepare_channel[(call.slots * call.HV,)](
         q, k, g, made.sums, made.decay, made.q, made.k, made.scores, cu_seqlens, call.N, call.T,
-        G=call.HV // call.H, K=call.K, BK=BK, N_PADDED=next_power_of_two(call.N), PRECISION=_precision_wide(q),
-        **call.sizes(), num_warps=8, num_stages=1,
+        G=call.HV // call.H, K=call.K, BK=config.block, N_PADDED=next_power_of_two(call.N),
+        PRECISION=_precision_wide(q), **call.sizes(), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return made
 
@@ -656,13 +693,26 @@ def _precision_wide(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.bfloat16 else "tf32"
 
 
+def _token_sums(call: _Call, g: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+    """Return the sums of one log decay a token inside chunks [HV, rows], or None for other gates."""
+    if g is None or g.ndim != 3:
+        return None
+    sums = torch.empty(call.HV, call.rows, dtype=torch.float32, device=g.device)
+    BH = min(32, next_power_of_two(call.HV))
+    _sum_gates[(call.slots * -(-call.HV // BH),)](
+        g, sums, cu_seqlens, call.N, call.T, call.rows, BH=BH, N_PADDED=next_power_of_two(call.N), **call.sizes(),
+        num_warps=4,
+    )  # fmt: skip
+    return sums
+
+
 def _forward_impl(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     call = _call(q, v, g, cu_seqlens)
     final = torch.empty(call.N, call.HV, call.K, call.V, dtype=torch.float32, device=v.device)
-    token_gate = g if g is not None and g.ndim == 3 else None
+    token_gate = _token_sums(call, g, cu_seqlens)
     decay, scores, reads, writes = None, None, q, k
     if g is not None and g.ndim == 4:
         made = _prepare(call, q, k, g, cu_seqlens)
@@ -683,7 +733,7 @@ def _backward_impl(
     initial_state: Tensor | None, cu_seqlens: Tensor | None, final: Tensor, starts: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     call = _call(q, v, g, cu_seqlens)
-    token_gate = g if g is not None and g.ndim == 3 else None
+    token_gate = _token_sums(call, g, cu_seqlens)
     states = starts if starts.numel() else initial_state
     made = _prepare(call, q, k, g, cu_seqlens) if g is not None and g.ndim == 4 else None
     decay = made.decay if made else None
@@ -734,7 +784,7 @@ def _token_backward(
     BV = padded_dim(call.V)
     _token_gate_gradient[(call.N * call.HV, call.plan.num_segments)](
         g, dg, ends, end_gradients, sums_q.all, sums_q.cross, sums_k.all, sums_k.cross, cu_seqlens, scale,
-        call.T, call.plan.num_segments, call.B * call.T, DY=call.K, DZ=call.V, BK=min(32, padded_dim(call.K)), BV=BV,
+        call.T, call.plan.num_segments, call.rows, DY=call.K, DZ=call.V, BK=min(32, padded_dim(call.K)), BV=BV,
         BLOCKS=sums_q.cross.shape[0], **call.sizes(), num_warps=4,
     )  # fmt: skip
     return dg
@@ -759,11 +809,11 @@ def _channel_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dg = torch.empty_like(g, dtype=torch.float32)
     dq_out, dk_out = torch.empty_like(dq), torch.empty_like(dk)
-    BK, BV = min(32, padded_dim(call.K)), min(64, padded_dim(call.V))
-    _channel_gradients[(call.slots * call.HV * -(-call.K // BK),)](
+    config, BV = gradients_config(call.K), min(64, padded_dim(call.V))
+    _channel_gradients[(call.slots * call.HV * -(-call.K // config.block),)](
         q, k, v, do, g, made.sums, dq, dk, carried, dq_out, dk_out, dg, cu_seqlens, scale, call.N, call.T,
-        G=call.HV // call.H, K=call.K, V=call.V, BK=BK, BV=BV, N_PADDED=next_power_of_two(call.N),
-        PRECISION=_precision_wide(q), **call.sizes(), num_warps=8, num_stages=1,
+        G=call.HV // call.H, K=call.K, V=call.V, BK=config.block, BV=BV, N_PADDED=next_power_of_two(call.N),
+        PRECISION=_precision_wide(q), **call.sizes(), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return dq_out, dk_out, dg
 
