@@ -16,6 +16,9 @@ _FAMILIES = {
     "delta_rule_step": "delta",
     "dplr_rule": "dplr",
     "dplr_rule_step": "dplr",
+    "OnlineState": "online",
+    "online_memory": "online",
+    "online_memory_step": "online",
     "linear_attention": "linear",
     "linear_attention_step": "linear",
 }
