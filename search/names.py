@@ -16,6 +16,14 @@ FIGURES: dict[str, Direction] = {
     "state_bytes": "minimize",
 }
 
+# Measured on the compiled module; see ``cost``.
+COSTS: dict[str, Direction] = {
+    "train_step_ms": "minimize",
+    "prefill_ms": "minimize",
+    "decode_ms_per_token": "minimize",
+    "peak_memory_bytes": "minimize",
+}
+
 
 @dataclass(frozen=True)
 class Objective:
