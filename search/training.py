@@ -136,7 +136,9 @@ def train_model(
     started = time.perf_counter()
     run = _Run(model, task, recipe, learning_rate, budget_tokens, seed)
     tokens_per_step = recipe.batch_size * task.sequence_length
-    every = max(1, (recipe.eval_every_tokens or budget_tokens // 10) // tokens_per_step)
+    every = math.ceil(run.num_steps / 10)
+    if recipe.eval_every_tokens is not None:
+        every = max(1, recipe.eval_every_tokens // tokens_per_step)
     curve: list[CurvePoint] = []
     for first in range(0, run.num_steps, every):
         last = min(first + every, run.num_steps)
