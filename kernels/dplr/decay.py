@@ -103,30 +103,61 @@ class ChunkDecay:
 
     def _channel_products(self, sums: Tensor, before: Tensor, after: Tensor, writes: Tensor) -> Tensor:
         own = (after[:, :, None] * writes).sum(-1)  # [M, N, w, C]: a token reads its own write undecayed
-        built = torch.stack([torch.zeros_like(own), own], dim=2).movedim(-1, 2)  # [M, N, C, 2, w]
-        built = built[..., None, None]  # [M, N, blocks, 2, w, s, s]
+        own = torch.stack([torch.zeros_like(own), own], dim=2)
         reads = torch.stack([before, after], dim=2)  # [M, N, 2, C, K]
-        read_sums = torch.stack([self.sums_before, sums], dim=2)
-        s = 1
-        while s < writes.shape[-2]:
-            built = self._join(built, reads, read_sums, writes, sums)
-            s *= 2
-        return built[:, :, 0]
+        levels = decay_levels(torch.stack([self.sums_before, sums], dim=2), sums, self.dtype)
+        return channel_products(reads, writes, own, levels)
 
-    def _join(self, built: Tensor, reads: Tensor, read_sums: Tensor, writes: Tensor, sums: Tensor) -> Tensor:
-        """Join pairs of neighbouring diagonal blocks [M, N, blocks, 2, w, s, s] into blocks twice as long."""
-        M, N, w, C, K = writes.shape
-        s = built.shape[-1]
-        blocks = C // (2 * s)
-        halves = (M, N, -1, blocks, 2, s, K)
-        sums = sums.view(M, N, blocks, 2 * s, K)
-        boundary = sums[:, :, :, s - 1 : s]  # [M, N, blocks, 1, K]
-        fall = (boundary - sums[:, :, :, :s]).to(self.dtype).exp()
-        rise = (read_sums.view(halves).unbind(4)[1] - boundary[:, :, None]).to(self.dtype).exp()
-        columns = writes.reshape(halves).unbind(4)[0] * fall[:, :, None]  # [M, N, w, blocks, s, K]
-        rows = reads.view(halves).unbind(4)[1] * rise  # [M, N, 2, blocks, s, K]
-        rows = rows.transpose(2, 3).reshape(M, N, blocks, 2 * s, K)
-        columns = columns.transpose(2, 3).reshape(M, N, blocks, w * s, K)
-        quarter = (rows @ columns.transpose(-1, -2)).view(M, N, blocks, 2, s, w, s).transpose(-2, -3)
-        left, right = built.view(M, N, blocks, 2, 2, w, s, s).unbind(3)
-        return torch.cat([pad(left, (0, s)), torch.cat([quarter, right], dim=-1)], dim=-2)
+
+Level = tuple[Tensor, Tensor]
+"""Decay from a boundary to the reads after it [M, N, r, blocks, s, K], and from the writes before it to the boundary
+[M, N, blocks, s, K]: one level of the halving, blocks of length 2 s."""
+
+
+def decay_levels(read_sums: Tensor, sums: Tensor, dtype: torch.dtype) -> list[Level]:
+    """Return the decay factors of all levels, shortest blocks first.
+
+    Args:
+        read_sums: log decay from the chunk's start to each of r kinds of reads [M, N, r, C, K], C a power of two.
+        sums: log decay from the chunk's start to each write [M, N, C, K].
+        dtype: of the result.
+    """
+    M, N, r, C, K = read_sums.shape
+    levels = []
+    s = 1
+    while s < C:
+        blocks = sums.view(M, N, C // (2 * s), 2 * s, K)
+        boundary = blocks[..., s - 1 : s, :]
+        reads = read_sums.view(M, N, r, C // (2 * s), 2 * s, K)[..., s:, :]
+        rise = (reads - boundary[:, :, None]).to(dtype).exp()
+        fall = (boundary - blocks[..., :s, :]).to(dtype).exp()
+        levels.append((rise, fall))
+        s *= 2
+    return levels
+
+
+def channel_products(reads: Tensor, writes: Tensor, own: Tensor, levels: list[Level]) -> Tensor:
+    """Return products over key channels that decay apart, ``sum_k r_ik w_jk exp(R_ik - G_jk)`` for j < i.
+
+    Args:
+        reads: r kinds of reads [M, N, r, C, K], C a power of two.
+        writes: w kinds of writes [M, N, w, C, K].
+        own: what stands on the diagonal, j = i [M, N, r, w, C].
+        levels: the decay factors of ``decay_levels``.
+
+    Returns:
+        [M, N, r, w, C, C], lower triangular.
+    """
+    M, N, r, _, K = reads.shape
+    w = writes.shape[2]
+    built = own.movedim(-1, 2)[..., None, None]  # [M, N, blocks, r, w, s, s]
+    for rise, fall in levels:
+        blocks, s = fall.shape[2:4]
+        columns = writes.reshape(M, N, w, blocks, 2, s, K).unbind(4)[0] * fall[:, :, None]
+        rows = reads.reshape(M, N, r, blocks, 2, s, K).unbind(4)[1] * rise
+        rows = rows.transpose(2, 3).reshape(-1, r * s, K)
+        columns = columns.transpose(2, 3).reshape(-1, w * s, K)
+        quarter = torch.bmm(rows, columns.transpose(1, 2)).view(M, N, blocks, r, s, w, s).transpose(-2, -3)
+        left, right = built.view(M, N, blocks, 2, r, w, s, s).unbind(3)
+        built = torch.cat([pad(left, (0, s)), torch.cat([quarter, right], dim=-1)], dim=-2)
+    return built[:, :, 0]

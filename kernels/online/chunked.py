@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from archspec.errors import UnsupportedError
+from archspec.kernels.online.channel_decay import ChannelDecay, channel_decay
 from archspec.kernels.online.coefficients import Axis, Coefficients, averaged, summed
 from archspec.kernels.online.problem import OnlineState, Problem, Weights
+
+Sums = Coefficients | ChannelDecay
+"""How one weight's steps of one chunk add up."""
 
 
 def gate_axis(problem: Problem, name: str) -> Axis | None:
@@ -152,7 +156,7 @@ def _flat_linear(weights: Weights) -> Callable[[str, Tensor], Tensor]:
 
 
 def _read_linear(
-    coefficients: dict[str, Coefficients], weights: Weights, buffers: Weights | None, inputs: Weights, errors: Weights
+    coefficients: dict[str, Sums], weights: Weights, buffers: Weights | None, inputs: Weights, errors: Weights
 ) -> Callable[[str, Tensor], Tensor]:
     def linear(name: str, x: Tensor) -> Tensor:
         flat = x.reshape(-1, *x.shape[2:])
@@ -172,13 +176,13 @@ def _stretches(phase: int, num_tokens: int, chunk_size: int) -> list[tuple[int, 
 
 def _coefficients(
     problem: Problem, stretches: list[tuple[int, int]], names: list[str], phase: int
-) -> list[dict[str, Coefficients]]:
+) -> list[dict[str, Sums]]:
     """Return the coefficients of every chunk by weight, those of whole chunks computed together."""
-    found: list[dict[str, Coefficients]] = []
+    found: list[dict[str, Sums]] = []
     parts = problem.split([length * count for length, count in stretches])
     for part, (length, count) in zip(parts, stretches, strict=True):
-        shared: dict[tuple[int, ...], list[Coefficients]] = {}
-        columns: dict[str, list[Coefficients]] = {}
+        shared: dict[tuple[int, ...], list[Sums]] = {}
+        columns: dict[str, list[Sums]] = {}
         for name in names:
             gates = [None if x is None else x[name] for x in (part.log_decay, part.momentum)]
             identity = tuple(id(x) for x in gates)
@@ -190,7 +194,7 @@ def _coefficients(
     return found
 
 
-def _of_weight(part: Problem, name: str, length: int, count: int, phase: int) -> list[Coefficients]:
+def _of_weight(part: Problem, name: str, length: int, count: int, phase: int) -> list[Sums]:
     """Return one weight's coefficients in ``count`` chunks of equal length."""
     B, H = part.query.shape[:2]
     like = part.query.new_empty(()).expand(B * H, count, length)
@@ -201,6 +205,10 @@ def _of_weight(part: Problem, name: str, length: int, count: int, phase: int) ->
         raise UnsupportedError(
             f"online_memory: the gates of {name!r} vary along both axes of the weight; use backend='reference'."
         )
+    step_first, before = part.order == "step_first", part.read == "before"
+    if axis != "none" and part.log_decay is not None and part.momentum is None:
+        log_decay = part.log_decay[name].reshape(B * H, count, length, -1)
+        return [*channel_decay(log_decay, step_first=step_first, before=before, axis=axis)]
     widths = [x[name].shape[-2:].numel() for x in (part.log_decay, part.momentum) if x is not None]
 
     def lay_out(gates: Weights | None) -> Tensor | None:
@@ -210,11 +218,10 @@ def _of_weight(part: Problem, name: str, length: int, count: int, phase: int) ->
         return gate[..., 0] if axis == "none" else gate.expand(-1, -1, -1, max(widths)).transpose(-1, -2)
 
     decay, momentum = lay_out(part.log_decay), lay_out(part.momentum)
-    order = {"step_first": part.order == "step_first", "before": part.read == "before"}
-    return _unbound(summed(decay, momentum, like, axis=axis, **order), count)
+    return _unbound(summed(decay, momentum, like, step_first=step_first, before=before, axis=axis), count)
 
 
-def _unbound(batch: Coefficients, count: int) -> list[Coefficients]:
+def _unbound(batch: Coefficients, count: int) -> list[Sums]:
     """Split coefficients [M, N, ...] into those of each of the N chunks."""
     fields = {}
     for name, x in vars(batch).items():

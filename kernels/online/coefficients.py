@@ -14,7 +14,8 @@ where beta_t is the product of the decays, P_0 the momentum buffer at the start,
 section 3.2.) Decays stay logarithms until their difference is taken and momenta are multiplied, never divided, so
 zero is exact for both.
 
-Gates may also vary along one axis of the weight; then beta, f and c do, and a read sums over it with them.
+Gates may also vary along one axis of the weight; then beta, f and c do, and a read sums over it with them. (Decay
+alone, without momentum, has a cheaper form: channel_decay.py.)
 """
 
 from __future__ import annotations
