@@ -1,0 +1,313 @@
+"""What a search file says besides its space: tasks, recipe, constraints, objectives, ladder, baselines, sampler.
+
+study: quickstart
+seed: 0
+space: {extends: gated_deltanet, model_dim: {choice: [48, 64]}}     # see ``space``
+variables: {head_dim: {choice: [16, 32]}}
+fit: {vary: blocks.main.feed_forward.expansion, metric: non_embedding_parameters, target: 90_000}
+context: 256
+tasks: {recall: {kind: recall, vocab_size: 64}, text: {kind: text, sequence_length: 128}}
+training: {learning_rates: [4e-3], batch_size: 16}
+constraints: {non_embedding_parameters: {max: 100_000}, state_bytes: {max: 200_000, at_length: 256}}
+objectives:
+  - {metric: recall/accuracy, reference: 0.0}
+  - {metric: state_bytes, at_length: 2048, reference: 1_000_000}
+ladder:
+  - {rung: training_free, candidates: 48, promote: {count: 8, by: [recall_at_init, memory_capacity], random: 4}}
+  - {rung: short_train, tokens: 200_000}
+baselines: [transformer]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from archspec.component import Count, Flag, Integer, Number, Positive, StrictModel, Text
+from archspec.search.families import Metric, Task
+from archspec.search.names import Direction
+from archspec.search.recipe import Recipe
+
+StateDtype = Literal["float32", "bfloat16", "float16", "float64"]
+FigureName = Literal["parameters", "non_embedding_parameters", "flops_per_token"]
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _folder_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise PydanticCustomError(
+            "study",
+            "found {found}; required: a folder's name of letters, digits, dots, dashes and underscores.",
+            {"found": repr(value)},
+        )
+    return value
+
+
+class Fit(StrictModel):
+    """Solve one value of every candidate so that a figure meets a target: search at equal size.
+
+    Args:
+        vary: document path of the value, or several that get the same value.
+        metric: the figure; ``target`` what it should be; ``tolerance`` the relative error allowed.
+    """
+
+    vary: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    metric: FigureName = "non_embedding_parameters"
+    target: Positive
+    tolerance: Positive = 0.02
+
+
+class Bounds(StrictModel):
+    """An interval that a figure must lie in."""
+
+    min: Number | None = None
+    max: Number | None = None
+
+    @model_validator(mode="after")
+    def _is_an_interval(self) -> Self:
+        if self.min is None and self.max is None:
+            raise PydanticCustomError("bounds", "says neither 'min' nor 'max'.")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise PydanticCustomError(
+                "bounds", "min {low} is above max {high}.", {"low": f"{self.min:g}", "high": f"{self.max:g}"}
+            )
+        return self
+
+
+class StateBounds(Bounds):
+    """Bounds on the decoding state of one sequence after ``at_length`` tokens (default: ``context``)."""
+
+    at_length: Count | None = None
+    dtype: StateDtype = "float32"
+
+
+class Constraints(StrictModel):
+    """What a candidate must satisfy before anything of it is built.
+
+    Args:
+        families: the rule families its mixers may be lowered to.
+        layers: number of layers.
+    """
+
+    parameters: Bounds | None = None
+    non_embedding_parameters: Bounds | None = None
+    flops_per_token: Bounds | None = None
+    state_bytes: StateBounds | None = None
+    layers: Bounds | None = None
+    families: tuple[Text, ...] | None = None
+
+
+class ObjectiveSetting(StrictModel):
+    """One axis of the front.
+
+    Args:
+        metric: ``<task>/<score>``, a predicted figure (``state_bytes``, ...), a measured cost
+            (``decode_ms_per_token``, ...) or a training-free metric.
+        direction: which way is better; known for everything but a metric of unknown sign.
+        reference: the hypervolume's reference point on this axis.
+        at_length, dtype: what ``state_bytes`` is for.
+    """
+
+    metric: Text
+    direction: Direction | None = None
+    reference: Number | None = None
+    at_length: Count | None = None
+    dtype: StateDtype | None = None
+
+
+class Promote(StrictModel):
+    """Who goes on to the next rung: ``count`` in all, ``random`` of them drawn whatever their scores.
+
+    The random share is drawn first, from all. The others are those with the best rank aggregate: within each bin of
+    equal size (non-embedding parameters within a factor ``bin_width``), each metric of ``by`` ranks the candidates;
+    ranks are scaled to (0, 1) and averaged.
+
+    A bare number is ``count``.
+    """
+
+    count: Count
+    by: tuple[Text, ...] = ()
+    random: Annotated[Integer, Field(ge=0)] | None = None
+    bin_width: Annotated[Number, Field(ge=1)] = 1.25
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _random_is_a_share(self) -> Self:
+        if self.random is not None and self.random > self.count:
+            raise PydanticCustomError(
+                "promote",
+                "random: {random} is more than count: {count}; 'random' is a share of those promoted.",
+                {"random": self.random, "count": self.count},
+            )
+        return self
+
+    @property
+    def num_random(self) -> int:
+        """How many are drawn at random; a quarter unless said."""
+        return max(1, self.count // 4) if self.random is None else self.random
+
+
+class Rung(StrictModel):
+    """One step of the ladder.
+
+    Args:
+        rung: ``training_free`` measures metrics at initialisation; ``short_train`` trains on every task.
+        candidates: how many distinct feasible draws a round of the ladder takes; first rung only.
+        metrics: training-free metrics; default: the controls, hidden covariance, memory capacity, recall at init.
+        init_seeds: number of initialisations a metric is averaged over; default 3.
+        tokens: training tokens per task and seed.
+        seeds: runs per task; default: the recipe's.
+        promote: who goes on; not on the last rung.
+    """
+
+    rung: Literal["training_free", "short_train"]
+    candidates: Count | None = None
+    metrics: tuple[Metric, ...] | None = None
+    init_seeds: Count | None = None
+    tokens: Count | None = None
+    seeds: Count | None = None
+    promote: Promote | None = None
+
+    @model_validator(mode="after")
+    def _fields_belong(self) -> Self:
+        wrong = ("tokens", "seeds") if self.rung == "training_free" else ("metrics", "init_seeds")
+        for name in wrong:
+            if getattr(self, name) is not None:
+                raise PydanticCustomError(
+                    "rung", "'{name}' does not belong to a {rung} rung.", {"name": name, "rung": self.rung}
+                )
+        if self.rung == "short_train" and self.tokens is None:
+            raise PydanticCustomError("rung", "a short_train rung needs 'tokens': training tokens per task and seed.")
+        return self
+
+
+class Baseline(StrictModel):
+    """A known architecture that runs first, beside the candidates.
+
+    Args:
+        spec: a shipped name, a file or a mapping.
+        name: what it is called; default: the spec's name.
+        resize: solve its width for the base's number of non-embedding parameters.
+        budget: non-embedding parameters to aim at; default: ``fit.target``, else those of the space's first draw.
+    """
+
+    spec: Text | dict[str, Any]
+    name: Text | None = None
+    resize: Flag = True
+    budget: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"spec": value} if isinstance(value, str) else value
+
+
+class Sampler(StrictModel):
+    """Who proposes: a sampler of Optuna, by name.
+
+    Args:
+        startup: trials before ``tpe`` leaves random sampling.
+        population: size of a generation of ``nsga2``.
+    """
+
+    kind: Literal["tpe", "random", "nsga2"] = "tpe"
+    startup: Count = 10
+    population: Annotated[Count, Field(ge=2)] = 50
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class CostSetting(StrictModel):
+    """How the trained candidates are timed; sizes default to the first task's and the recipe's."""
+
+    measure: Flag = True
+    batch_size: Count | None = None
+    sequence_length: Count | None = None
+    repeats: Annotated[Count, Field(ge=3)] = 5
+    limit_s: Positive = 1.0
+
+
+class Settings(StrictModel):
+    """A search file without its space.
+
+    Args:
+        study: name of the run's folder; letters, digits, dots, dashes and underscores.
+        context: tokens at which ``state_bytes`` and FLOPs are predicted where nothing else is said.
+        trials: distinct feasible draws in all; default: one round of the ladder.
+        timeout_s: seconds after which a run stops, to be continued by the same command.
+        evaluation_timeout_s: seconds after which one evaluation is recorded as failed.
+        workers: worker processes; default: one per core, or per GPU.
+        device: where candidates run, ``cpu`` or ``cuda``.
+        keep_weights: keep the trained weights of every trained candidate.
+    """
+
+    study: Annotated[Text, AfterValidator(_folder_name)]
+    seed: Annotated[Integer, Field(ge=0)] = 0
+    space: Any
+    variables: Any = None
+    fit: Fit | None = None
+    context: Count = 2048
+    tasks: dict[Text, Task] = Field(min_length=1)
+    training: Recipe = Field(default_factory=Recipe)
+    constraints: Constraints = Field(default_factory=Constraints)
+    objectives: tuple[ObjectiveSetting, ...]
+    ladder: tuple[Rung, ...]
+    baselines: tuple[Baseline, ...] = ()
+    sampler: Annotated[Sampler, BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value)] = (
+        Field(default_factory=Sampler)
+    )
+    cost: CostSetting = Field(default_factory=CostSetting)
+    trials: Count | None = None
+    timeout_s: Positive | None = None
+    evaluation_timeout_s: Positive | None = None
+    workers: Count | None = None
+    device: Text = "cpu"
+    keep_weights: Flag = True
+
+    @property
+    def candidates(self) -> int:
+        """Distinct feasible draws of one round of the ladder."""
+        return self.ladder[0].candidates or self.trials or 1
+
+    @property
+    def score_directions(self) -> dict[str, Direction]:
+        """``<task>/<score>`` -> direction, for every task by the name it has here."""
+        return {
+            score_name(name, score): direction
+            for name, task in self.tasks.items()
+            for score, direction in task.scores.items()
+        }
+
+    @property
+    def primary_scores(self) -> tuple[str, ...]:
+        """Each task's primary score."""
+        return tuple(score_name(name, task.primary) for name, task in self.tasks.items())
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest vocabulary of the tasks."""
+        return max(task.vocab_size for task in self.tasks.values())
+
+
+def score_name(task_name: str, score: str) -> str:
+    """Return a score's name in this search: the task's own name for it, under the name the task has here."""
+    return f"{task_name}/{score.partition('/')[2] or score}"
+
+
+def directions_of(rung: Rung) -> Mapping[str, Direction]:
+    """Return kind -> direction of a rung's training-free metrics."""
+    return {metric.kind: metric.direction for metric in rung.metrics or ()}
