@@ -368,11 +368,20 @@ class Bias(Component, family="bias", noun="attentional bias"):
 
 
 class Retention(Component, family="retention", noun="retention gate"):
-    """How much of the past is kept: a decay alpha on the dual weights, its order, and a link W = link(Z)."""
+    """How much of the past is kept: a decay alpha on the dual weights, its order, and a link W = link(Z).
+
+    Attributes:
+        has_link: whether ``link`` is not the identity.
+        feeds_back: whether the linked weights replace the dual after each token (proximal maps), so that the dual
+            is not linear in the increments.
+        needs_start: whether the link has no value at Z = 0, so that the memory must start from learned weights.
+    """
 
     order: Order = "decay_first"
 
     has_link: ClassVar[bool] = False
+    feeds_back: ClassVar[bool] = False
+    needs_start: ClassVar[bool] = False
 
     @property
     def decay_gate(self) -> Gate | None:
@@ -381,6 +390,10 @@ class Retention(Component, family="retention", noun="retention gate"):
 
     def link(self, dual: Tensor) -> Tensor:
         """Return W from the dual Z [B, H, d_in, d_out] of one weight; the identity by default."""
+        return dual
+
+    def project(self, dual: Tensor) -> Tensor:
+        """Return what is kept of the dual after a token, for proximal rules; everything by default."""
         return dual
 
 
@@ -437,12 +450,16 @@ class Step:
         stepped: the same with its step sizes: eta * gradient, erase and write parts each with their own.
         gates: the rule's gates by field name, each broadcasting against the gradient.
         key: k_t [B, H, K], for rules that need the input itself.
+        point: the weight at the evaluation point W*.
+        value: v_t [B, H, V], for rules that split the error.
     """
 
     gradient: Tensor
     stepped: Tensor
     gates: Mapping[str, Tensor]
     key: Tensor
+    point: Tensor
+    value: Tensor
 
 
 class Update(Component, family="update", noun="update rule"):
@@ -459,7 +476,13 @@ class Update(Component, family="update", noun="update rule"):
     anchor: AtAnchor = None
 
     parametric: ClassVar[bool] = True
+    solves: ClassVar[bool] = False
     buffers: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def steps_per_token(self) -> int:
+        """How many (key, value, step) triples each token brings; 1 unless the rule takes several steps."""
+        return 1
 
     def increment(self, step: Step, buffers: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the increment of one weight [B, H, d_in, d_out] and the new buffers, by name."""

@@ -36,6 +36,12 @@ class Rule:
         choices = (mixer.memory, mixer.bias, mixer.retention, mixer.update)
         return cls(*choices, mixer.dims(model_dim), mixer.readout.read, mixer.gates)
 
+    @property
+    def links_at_anchors(self) -> bool:
+        """Whether a nonlinear link applies at anchors only, so that the weights run linearly in between."""
+        anchor = self.update.anchor
+        return anchor is not None and anchor.link == "anchor" and self.retention.has_link
+
     def granularity(self, gate: Gate) -> Per:
         """Return what a gate varies over, also for one that refers to another."""
         return granularity(gate, self.gates, self.retention, self.update)

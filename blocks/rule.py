@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from archspec.families import Per
 from archspec.rule import Rule
 
 
@@ -23,7 +25,11 @@ class Quantities:
         start: learned start weights of the dual by weight name, [H, d_in, d_out]; zero when absent.
         parameters: learned parameters of the memory's network, [H, ...].
         read_key: p, the key the error is read with, when it is not the key; [B, T, H, K].
+        steps: S, steps a token takes; key, value and the gates of ``stepped_gates`` then have S T rows, the S of a
+            token one after another.
     """
+
+    stepped_gates: ClassVar[tuple[str, ...]] = ("update.step_size", "update.write_size")
 
     query: Tensor
     key: Tensor
@@ -32,6 +38,20 @@ class Quantities:
     start: Mapping[str, Tensor] = field(default_factory=dict)
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     read_key: Tensor | None = None
+    steps: int = 1
+
+    def step(self, index: int) -> Quantities:
+        """Return one of the steps of a single token whose layout is [B, H, S, d]."""
+        gates = {
+            path: gate[:, index] if path in self.stepped_gates and gate.ndim == 5 else gate
+            for path, gate in self.gates.items()
+        }
+        rows = slice(index, index + 1)
+        return replace(self, key=self.key[:, :, rows], value=self.value[:, :, rows], gates=gates, steps=1)
+
+    def replaced(self, key: Tensor, value: Tensor, read_key: Tensor | None, gates: Mapping[str, Tensor]) -> Quantities:
+        """Return the same token with other keys, values and gates."""
+        return replace(self, key=key, value=value, read_key=read_key, gates=gates)
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -40,7 +60,8 @@ class Quantities:
 
 
 MemoryState = dict[str, Tensor]
-"""State of one memory by name: ``dual.<weight>`` [B, H, d_in, d_out], ``momentum.<weight>``, ``anchor.<weight>``;
+"""State of one memory by name: ``dual.<weight>`` [B, H, d_in, d_out], ``momentum.<weight>``, ``anchor.<weight>``,
+``linear.<weight>`` (what is read inside a chunk when the link applies at anchors), ``covariance.w``, ``window.<name>``;
 for a memory of tokens ``keys`` [B, S, H, K], ``values`` [B, S, H, V] and, with a decay, ``log_decay`` [B, S, H]."""
 
 
@@ -51,6 +72,18 @@ def gate_on_weight(gate: Tensor, axis: str) -> Tensor:
     output of a last one, so its axes may have to change places.
     """
     return gate.transpose(-1, -2) if axis == "output" and gate.shape[-2] > 1 else gate
+
+
+def weight_axis(rule: Rule, name: str, gate: Tensor) -> str:
+    """Return where on the weight a gate varies, from the axes the gate itself has."""
+    varies = (gate.shape[-2] > 1, gate.shape[-1] > 1)
+    grains: dict[tuple[bool, bool], Per] = {
+        (False, False): "head",
+        (True, False): "key",
+        (False, True): "value",
+        (True, True): "state",
+    }
+    return rule.memory.axis(name, grains[varies])
 
 
 def initial_state(rule: Rule, quantities: Quantities) -> MemoryState:
@@ -77,4 +110,9 @@ def initial_state(rule: Rule, quantities: Quantities) -> MemoryState:
             state[f"{buffer}.{name}"] = torch.zeros(full, device=device, dtype=dtype)
         if rule.update.anchor is not None:
             state[f"anchor.{name}"] = rule.retention.link(dual)
+        if rule.links_at_anchors:
+            state[f"linear.{name}"] = rule.retention.link(dual)
+        if rule.update.solves:
+            covariance = (batch, dims.num_heads, dims.key_dim, dims.key_dim)
+            state[f"covariance.{name}"] = torch.zeros(covariance, device=device, dtype=dtype)
     return state

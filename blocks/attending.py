@@ -1,0 +1,31 @@
+"""One token of a memory that stores tokens: keep one more key and value, read all that are kept by a softmax."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from archspec.blocks.rule import MemoryState, Quantities
+from archspec.rule import Rule
+
+
+def attend(rule: Rule, token: Quantities, state: MemoryState, position: int) -> tuple[Tensor, MemoryState]:
+    """Keep one more key and value, and read all that are kept: o = sum_j softmax_j(s q.k_j + G_t - G_j) v_j."""
+    keys = torch.cat([state["keys"], token.key.transpose(1, 2)], dim=1)
+    values = torch.cat([state["values"], token.value.transpose(1, 2)], dim=1)
+    window = rule.memory.window  # type: ignore[attr-defined]
+    length = keys.shape[1]
+    seen = slice(0 if window is None else max(0, length - window), None)
+    kept = slice(0 if window is None else max(0, length - window + 1), None)  # what the next token will see
+    groups = rule.dims.num_heads // keys.shape[2]
+    every_key, every_value = (x[:, seen].repeat_interleave(groups, dim=2) for x in (keys, values))
+    after = {"keys": keys[:, kept], "values": values[:, kept]}
+    scores = torch.einsum("bhk,bshk->bhs", token.query.squeeze(2), every_key)
+    scores = scores * rule.memory.temperature(rule.dims)  # type: ignore[attr-defined]
+    if "log_decay" in state:
+        # log_decay of a stored token is the sum of log(alpha) over the tokens after it.
+        log_alpha = token.gates["retention.gate"][..., 0, 0].expand(keys.shape[0], -1)[:, None]  # [B, 1, H]
+        sums = torch.cat([state["log_decay"] + log_alpha, torch.zeros_like(log_alpha)], dim=1)
+        scores = scores + sums[:, seen].transpose(1, 2)
+        after["log_decay"] = sums[:, kept]
+    return torch.einsum("bhs,bshv->bhv", scores.softmax(-1), every_value), after
