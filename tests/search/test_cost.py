@@ -107,3 +107,13 @@ def test_cost_says_where_it_was_measured_and_survives_json() -> None:
 def test_spread_is_the_20th_and_80th_percentile() -> None:
     measured = _summary([5.0, 1.0, 2.0, 4.0, 3.0, 0.0])
     assert (measured.p20, measured.median, measured.p80, measured.repeats) == pytest.approx((1.0, 2.5, 4.0, 6))
+
+
+@pytest.mark.gpu
+def test_a_gpu_reports_its_name_its_allocator_peak_and_bf16() -> None:
+    cost = measure_cost(lambda seed: Averager(256), VOCAB, batch_size=32, sequence_length=512, device="cuda")
+    assert cost.device == torch.cuda.get_device_name()
+    assert cost.precision == "bf16"
+    # The running sums, 32 * 512 * 256 numbers of at least two bytes, are kept for the backward pass.
+    assert cost.peak_memory_bytes.median > 32 * 512 * 256 * 2
+    assert 0 < cost.decode_ms_per_token.median < cost.train_step_ms.median * 100

@@ -294,3 +294,12 @@ def test_t_interval_is_the_textbook_one() -> None:
     assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), abs=1e-5)
     with pytest.raises(ValueError, match="required: 0 < level < 1"):
         t_quantile(1.0, 3)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_learns_in_bf16() -> None:
+    task = Recall(vocab_size=8, sequence_length=4, num_kv_pairs=1, random_non_queries=False)
+    recipe = QUICK.model_copy(update={"batch_size": 32})
+    result = train(lambda seed: Tiny(8, 24), task, recipe, 32 * 4 * 300, 0, "cuda")
+    assert result.test["recall/accuracy"] > 0.95
+    assert result.device == torch.cuda.get_device_name()
