@@ -1,0 +1,52 @@
+"""``archspec pareto RUN``: the front of a search, its hypervolume and rank correlations; rewrites the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from archspec.errors import EXIT_OK, RunError
+
+
+def register(verbs: Any) -> None:
+    """Add the verb to the command line."""
+    parser = verbs.add_parser("pareto", help="show the Pareto front of a search", description=__doc__)
+    parser.add_argument("run_dir", metavar="RUN", help="a run's folder, or the name of a study under runs/")
+    parser.add_argument("--all", action="store_true", help="every trained trial, not the front alone")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write the report here too")
+    parser.add_argument("--json", action="store_true", help="data instead of text")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the front and write the report."""
+    from archspec.search.report import REPORT, save_report
+    from archspec.search.report.lookup import find_run
+    from archspec.search.report.survey import survey
+    from archspec.search.report.tables import by_first_objective, front_lines, run_data, trial_data
+    from archspec.search.report.text import console, show
+
+    found = find_run(args.run_dir)
+    if not found.trained:
+        counts = found.counts
+        raise RunError(
+            f"{found.folder}: no trial is trained yet ({counts.evaluated} evaluated, {counts.failed} failed); "
+            f"required: at least one. See 'archspec status {found.folder}', or continue the search"
+        )
+    standing = survey(found)
+    shown = [trial for trial in by_first_objective(found) if args.all or trial.number in standing.front]
+    paths = [save_report(found, path) for path in (found.folder / REPORT, args.output) if path is not None]
+    if args.json:
+        data = run_data(found, standing)
+        data["trials"] = [trial_data(trial, found, standing) for trial in shown]
+        data["correlations"] = [vars(item) for item in found.correlations]
+        data["report"] = [str(path) for path in paths]
+        print(json.dumps(data, indent=2))
+        return EXIT_OK
+    out = console()
+    show(front_lines(found, standing, shown, out.width), out)
+    print(f"report: {', '.join(map(str, paths))}", file=sys.stderr)
+    return EXIT_OK

@@ -1,0 +1,53 @@
+// Heading, correlations and the run's own facts; then everything is put in place.
+function buildHeading() {
+  const { status } = data;
+  document.getElementById("heading").append(...[
+    el("div", { class: "line" }, el("h1", {}, data.study), el("span", { class: `status ${status.finished ? "" : "warn"}` }, status.text)),
+    el("p", { class: "meta" }, data.summary),
+    data.command && el("p", { class: "continue" }, status.finished ? "Run it again or add trials:" : "Continue:", command(data.command)),
+    el("div", { class: "tiles" }, data.counts.map(([label, value]) => el("div", { class: "tile" }, el("b", {}, value), el("span", {}, label)))),
+    el("div", { class: "line reasons" }, reasonsOf("Why candidates were rejected", data.rejected), reasonsOf("Why trials failed", data.failed)),
+  ].filter(Boolean));
+}
+function reasonsOf(title, entries) {
+  if (!entries.length) return null;
+  const list = entries.map(([reason, count]) => el("li", {}, `${count} \u00d7 ${reason}`));
+  return el("details", {}, el("summary", {}, title), el("ul", {}, list));
+}
+
+const signed = (value) => (value === null ? "\u2013" : value.toFixed(2).replace("-", "\u2212"));
+function buildCorrelations() {
+  const card = document.getElementById("correlations");
+  card.append(el("h2", {}, "Does a metric rank trained models?"), el("p", { class: "note" }, data.correlation_note));
+  if (!data.correlations.length) return;
+  const rows = data.correlations.map((row) => el("tr", {}, [
+    el("td", {}, row.metric), el("td", {}, row.score), el("td", { class: "n" }, signed(row.rho)),
+    el("td", { class: "n spread" }, row.low === null ? "\u2013" : `[${row.low.toFixed(2)}, ${row.high.toFixed(2)}]`.replaceAll("-", "\u2212")),
+    el("td", { class: "n" }, signed(row.partial)), el("td", { class: "n" }, row.n), el("td", { class: `verdict ${row.evidence ? "" : "none"}` }, row.verdict),
+  ]));
+  card.append(el("div", { class: "scroll" }, el("table", { id: "correlation-table" },
+    headOf([["metric"], ["score"], ["rank correlation", "n"], ["95% interval", "n"], ["at equal size", "n"], ["n", "n"], ["verdict"]]), el("tbody", {}, rows))));
+}
+function facts(entries) {
+  return el("dl", { class: "facts" }, entries.flatMap(([label, value]) => [el("dt", {}, label), el("dd", {}, value)]));
+}
+function buildRun() {
+  document.getElementById("run").append(...[
+    el("h2", {}, "Hypervolume and environment"), facts(data.hypervolume), el("h3", {}, "Environment"), facts(data.environment),
+  ]);
+}
+function firstSelected() {
+  const wanted = byNumber.get(Number(location.hash.replace("#trial-", "")));
+  if (location.hash.startsWith("#trial-") && wanted) return wanted;
+  return trials.find((trial) => trial.knee) ?? trials.find((trial) => trial.front) ?? trials.find((trial) => trial.state === "trained") ?? trials[0];
+}
+
+buildHeading();
+buildPlotCard();
+buildTable();
+buildCorrelations();
+buildRun();
+const opening = firstSelected();
+if (opening) select(opening.number, false);
+else document.getElementById("detail").append(el("p", { class: "note" }, "No trial to show yet."));
+document.documentElement.dataset.ready = "yes";
