@@ -23,18 +23,40 @@ MEMORY_BYTES = 4
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Scalars kept of each token, of the last ``most`` tokens.
+
+    Args:
+        each: scalars a token.
+        most: tokens kept; None keeps all.
+        before: learned tokens that come before the first.
+        in_memory: whether they are kept in fp32 whatever the model's dtype.
+    """
+
+    each: int
+    most: int | None
+    before: int = 0
+    in_memory: bool = False
+
+    def scalars(self, length: int) -> int:
+        """Return the scalars kept after ``length`` tokens."""
+        tokens = length + self.before
+        return self.each * (tokens if self.most is None else min(self.most, tokens))
+
+
+@dataclass(frozen=True)
 class Kept:
     """Scalars kept between tokens.
 
     Args:
         memory: scalars of memories, always kept in fp32.
         buffer: scalars in the model's dtype, whatever the length.
-        stored: (scalars in the model's dtype per stored token, most tokens stored or None, tokens before the first).
+        stored: what grows with the tokens.
     """
 
     memory: int = 0
     buffer: int = 0
-    stored: tuple[tuple[int, int | None, int], ...] = ()
+    stored: tuple[Stored, ...] = ()
 
     def __add__(self, other: Kept) -> Kept:
         return Kept(self.memory + other.memory, self.buffer + other.buffer, self.stored + other.stored)
@@ -61,13 +83,9 @@ class Complexity:
     def state_bytes(self, length: int, dtype: str = "float32") -> int:
         """Return the bytes of one sequence's state after ``length`` tokens, in a model of ``dtype``."""
         size = DTYPE_BYTES[dtype]
-        stored = sum(
-            each * (length + before if most is None else min(most, length + before))
-            for each, most, before in self.kept.stored
-        )
-        return self.kept.memory * max(MEMORY_BYTES, size if dtype == "float64" else 0) + size * (
-            self.kept.buffer + stored
-        )
+        wide = max(MEMORY_BYTES, size)
+        stored = sum((wide if item.in_memory else size) * item.scalars(length) for item in self.kept.stored)
+        return wide * self.kept.memory + size * self.kept.buffer + stored
 
 
 def predict(spec: Spec, vocab_size: int = 256, context: int = 2048) -> Complexity:
@@ -173,16 +191,28 @@ def _mixer_kept(mixer: Mixer, model_dim: int) -> Kept:
 def _rule_kept(rule: Rule, mixer: MemoryMixer) -> Kept:
     dims = rule.dims
     if not rule.memory.grows:
-        copies = 1 + len(rule.update.buffers) + (rule.update.anchor is not None)
-        total = sum(rows * columns for rows, columns in rule.memory.weights(dims).values())
-        return Kept(memory=dims.num_heads * total * copies)
+        copies = 1 + len(rule.update.buffers) + (rule.update.anchor is not None) + rule.links_at_anchors
+        total = copies * sum(rows * columns for rows, columns in rule.memory.weights(dims).values())
+        if rule.update.solves:
+            total += dims.key_dim**2
+        return Kept(memory=dims.num_heads * total, stored=_window_kept(rule, mixer))
     groups = {name: mixer.projection(name).heads or dims.num_heads for name in ("key", "value")}  # type: ignore[arg-type]
     heads = groups["key"] if groups["key"] == groups["value"] else dims.num_heads
     window = getattr(rule.memory, "window", None)
     most = None if window is None else window - 1
-    each = heads * (dims.key_dim + dims.value_dim)
-    stored: tuple[tuple[int, int | None, int], ...] = ((each, most, mixer.prefix),)
-    return Kept(stored=stored)
+    return Kept(stored=(Stored(heads * (dims.key_dim + dims.value_dim), most, mixer.prefix),))
+
+
+def _window_kept(rule: Rule, mixer: MemoryMixer) -> tuple[Stored, ...]:
+    """The last tokens of a windowed loss: keys, values, and the gates their errors need."""
+    window, dims = rule.bias.window, rule.dims
+    if window is None:
+        return ()
+    each = dims.key_dim * (1 + (rule.bias.read_key is not None)) + dims.value_dim
+    for path, gate in mixer.named_gates():
+        if path.startswith("bias.") and not path.startswith("bias.read_key."):
+            each += dims.value_dim if rule.granularity(gate) == "value" else 1
+    return (Stored(dims.num_heads * each, window.length - 1, mixer.prefix, in_memory=True),)
 
 
 def _sources_kept(mixer: MemoryMixer, model_dim: int) -> Kept:

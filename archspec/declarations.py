@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from archspec.families import Gate, Projection, Source, StreamFields, gate_size, gates_of
 from archspec.initial import FAN_IN, Initial, Parameter
 from archspec.schema import MemoryMixer
 from archspec.shapes import HeadDims
+
+STEPPED_GATES = ("update.step_size", "update.write_size")
+"""Gates that a rule of several steps a token has once for each of them."""
 
 
 def source_parameters(
@@ -69,6 +73,7 @@ def mixer_parameters(mixer: MemoryMixer, model_dim: int) -> dict[str, Parameter]
     """Return every parameter of a mixer by a path of its own; the sizes are those of the compiled module."""
     projected, dims = mixer.projected_dims(model_dim), mixer.dims(model_dim)
     widths = stream_widths(mixer, projected)
+    steps = mixer.update.steps_per_token
     found: dict[str, Parameter] = {}
     for name, stream in mixer.streams.items():
         d_in = sum(widths[source] for source in stream.from_)
@@ -78,9 +83,11 @@ def mixer_parameters(mixer: MemoryMixer, model_dim: int) -> dict[str, Parameter]
             _add(found, f"streams.{name}.norm", stream.norm.parameters(widths[name]))
     for name in ("query", "key", "value"):
         dim = projected.value_dim if name == "value" else projected.key_dim
-        _add(found, name, _projection(mixer.projection(name), widths, projected, dim))  # type: ignore[arg-type]
+        copies = 1 if name == "query" else steps
+        _add(found, name, _projection(mixer.projection(name), widths, projected, dim, copies))  # type: ignore[arg-type]
     for name, gate in mixer.named_gates():
-        _add(found, name, gate_parameters(gate, widths, dims))
+        copies = steps if name in STEPPED_GATES and gate.has_source else 1
+        _add(found, name, gate_parameters(gate, widths, replace(dims, num_heads=dims.num_heads * copies)))
     _add(found, "memory", {**mixer.memory.initial(dims), **mixer.memory.parameters(dims)})
     read_key, norm = mixer.bias.read_key, mixer.readout.norm
     if read_key is not None and read_key.norm is not None:
@@ -107,19 +114,22 @@ def gate_parameters(gate: Gate, widths: Mapping[str, int], dims: HeadDims) -> di
     return found
 
 
-def _projection(projection: Projection, widths: Mapping[str, int], dims: HeadDims, dim: int) -> dict[str, Parameter]:
+def _projection(
+    projection: Projection, widths: Mapping[str, int], dims: HeadDims, dim: int, copies: int = 1
+) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
+    groups = (projection.heads or dims.num_heads) * copies
     for index, part in enumerate(projection.parts):
         size = part.dim.resolve(vars(dims)) if part.dim is not None else dim
-        _add(found, f"parts.{index}", _projection(part, widths, dims, size))
+        _add(found, f"parts.{index}", _projection(part, widths, dims, size, copies))
     if not projection.parts:
-        d_in, groups = sum(widths[source] for source in projection.from_), projection.heads or dims.num_heads
+        d_in = sum(widths[source] for source in projection.from_)
         own = source_parameters(projection, d_in, groups * dim, vars(dims), has_weights=projection.has_weights)
         found.update(own)
     if projection.norm is not None:
         _add(found, "norm", projection.norm.parameters(dim))
     if projection.feature is not None:
-        _add(found, "feature", projection.feature.parameters(dims.num_heads, dim))
+        _add(found, "feature", projection.feature.parameters(groups, dim))
     if projection.blend is not None:
         _add(found, "blend", gate_parameters(projection.blend.gate, widths, dims))
     return found

@@ -78,7 +78,7 @@ def _delta(
     """S_t = A S_{t-1} - b e (p^T S) + w k v^T, with the rule's order of decay and step."""
     start = initial_state(rule, quantities) if state is None else state
     key = quantities.key
-    beta = _strength(quantities.gates["update.step_size"], key)
+    beta = _strength(_delta_step(rule, quantities), key)
     write = quantities.gates.get("update.write_size")
     options = {
         "write_beta": None if write is None else _strength(write, key),
@@ -86,7 +86,10 @@ def _delta(
         "erase_key": quantities.read_key if rule.bias.erase_key == "read_key" else None,
     }
     log_decay = _decay(rule, quantities)
-    if _decodes(quantities):
+    query = quantities.query
+    if quantities.steps > 1:
+        query, log_decay = _spread(query, log_decay, quantities.steps, rule.retention.order)
+    if _decodes(quantities) and quantities.steps == 1:
 
         def now(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor if tensor.ndim == 1 else tensor[:, 0]
@@ -106,7 +109,7 @@ def _delta(
         read = read[:, None]
     else:
         read, final = delta_rule(
-            quantities.query,
+            query,
             key,
             quantities.value,
             beta,
@@ -118,8 +121,59 @@ def _delta(
             order=rule.retention.order,
             **options,
         )
-        dual = _kept(final)
+        read, dual = read[:, quantities.steps - 1 :: quantities.steps], _kept(final)
     return _finished(rule, read, quantities), {"dual.w": dual}
+
+
+def _delta_step(rule: Rule, quantities: Quantities) -> Tensor:
+    """Return the step size; the implicit rule's is eta / (1 + eta k . k)."""
+    step = quantities.gates["update.step_size"]
+    if rule.update.kind != "implicit":
+        return step
+    square = quantities.key.to(step.dtype).square().sum(-1)[..., None, None]
+    return step / (1 + step * square)
+
+
+def _spread(query: Tensor, log_decay: Tensor | None, steps: int, order: str) -> tuple[Tensor, Tensor | None]:
+    """Lay queries and decays on the rows of several steps a token: decay on its first, read on its last.
+
+    Decaying after the steps (``step_first``) puts the decay on the last one.
+    """
+    batch, length = query.shape[:2]
+    wide = query.new_zeros(batch, length, steps, *query.shape[2:])
+    wide[:, :, -1] = query
+    if log_decay is not None:
+        if log_decay.ndim == 1:
+            log_decay = log_decay.expand(batch, length, -1)
+        row = 0 if order == "decay_first" else steps - 1
+        decays = log_decay.new_zeros(batch, length, steps, *log_decay.shape[2:])
+        decays[:, :, row] = log_decay
+        log_decay = decays.flatten(1, 2)
+    return wide.flatten(1, 2), log_decay
+
+
+def _solve(
+    rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
+) -> tuple[Tensor, MemoryState]:
+    """(H_t + ridge)^-1 q_t for all t at once: H_t x_t is linear attention of x with values b k; then read S_t."""
+    start = initial_state(rule, quantities) if state is None else state
+    dtype = quantities.state_dtype
+    query, key, value = (x.to(dtype) for x in (quantities.query, quantities.key, quantities.value))
+    strength = quantities.gates["update.step_size"].squeeze(-1)  # [B, T, H, 1]
+    ridge = quantities.gates["update.ridge"].squeeze(-1).expand(query.shape)
+    log_decay = _decay(rule, quantities)
+
+    def attend(x: Tensor, written: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        read, final = linear_attention(x, key, strength * written, log_decay, 1.0, start[name], True, None, backend)
+        return read, _kept(final)
+
+    def times_covariance(x: Tensor) -> Tensor:
+        return attend(x, key, "covariance.w")[0] + ridge * x
+
+    solution = rule.update.solve(times_covariance, query, ridge)  # type: ignore[attr-defined]
+    _, covariance = attend(query, key, "covariance.w")
+    read, dual = attend(solution, value, "dual.w")
+    return _finished(rule, read, quantities), {"dual.w": dual, "covariance.w": covariance}
 
 
 def _given(rule: Rule, quantities: Quantities, state: MemoryState | None, start: MemoryState) -> Tensor | None:
@@ -249,4 +303,4 @@ def _bias_inputs(quantities: Quantities) -> dict[str, Tensor]:
     }
 
 
-_FORMS = {"linear": _linear, "delta": _delta, "softmax": _attention, "online": _online}
+_FORMS = {"linear": _linear, "solve": _solve, "delta": _delta, "softmax": _attention, "online": _online}

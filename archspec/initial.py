@@ -22,12 +22,13 @@ class Initial(StrictModel):
 
     A bare number is a constant; the bare names are ``dt`` (b = softplus^-1(tau), tau log-uniform in
     [1e-3, 0.1], at least 1e-4: Mamba's step-size law), ``by_depth`` (xLSTM's forget offsets, a power law over
-    depth) and ``fan_in`` (normal with variance 1/d_in).
+    depth) ``fan_in`` (normal with variance 1/d_in) and
+    ``identity``.
     """
 
     short_forms: ClassVar[tuple[dict[str, Any], ...]] = (
         {"type": "number"},
-        {"enum": ["dt", "by_depth", "fan_in"]},
+        {"enum": ["dt", "by_depth", "fan_in", "identity"]},
     )
 
     constant: Number | None = None
@@ -36,7 +37,7 @@ class Initial(StrictModel):
     log_uniform: tuple[Positive, Positive] | None = None
     linspace: tuple[Number, Number] | None = None
     arange: Number | None = None
-    law: Literal["dt", "by_depth", "fan_in"] | None = None
+    law: Literal["dt", "by_depth", "fan_in", "identity"] | None = None
 
     @model_validator(mode="before")
     @classmethod

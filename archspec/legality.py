@@ -270,13 +270,112 @@ def _memory_shape(context: Context) -> Iterator[Finding]:
 
 def _anchor(context: Context) -> Iterator[Finding]:
     mixer, anchor = context.mixer, context.mixer.update.anchor
-    if anchor is None or anchor.reduce == "sum":
+    if anchor is None:
         return
-    if mixer.update.kind != "gradient_descent" or mixer.retention.kind != "none":
+    where = ("update", "anchor")
+    if anchor.reduce == "mean" and (mixer.update.kind != "gradient_descent" or mixer.retention.kind != "none"):
         yield (
-            ("update", "anchor", "reduce"),
+            (*where, "reduce"),
             "a mean over the chunk's steps is defined for gradient_descent without retention; use 'sum'.",
         )
+    if anchor.reduce == "mean" and (anchor.lag or mixer.bias.window is not None):
+        yield (*where, "reduce"), "a mean is over the steps of one chunk from its start: without lag and window."
+    if anchor.link == "anchor" and not mixer.retention.has_link:
+        yield (*where, "link"), f"retention {mixer.retention.kind} has no link to apply at anchors; remove it."
+    if anchor.link == "anchor" and getattr(mixer.retention, "form", None) == "proximal":
+        yield (*where, "link"), "the proximal form thresholds the weights at every token; use form 'ftrl'."
+
+
+def _links(context: Context) -> Iterator[Finding]:
+    mixer, retention = context.mixer, context.mixer.retention
+    memory, gate = mixer.memory, mixer.retention.decay_gate
+    if not retention.has_link or memory.grows:
+        return
+    if getattr(memory, "normalizer", None) is not None:
+        yield ("retention",), f"a sum of keys is no normaliser of weights behind the link {retention.kind}; use decay."
+    started = memory.initial(context.dims)
+    missing = [name for name in memory.weights(context.dims) if name not in started]
+    if retention.needs_start and missing:
+        yield (
+            ("retention",),
+            f"{retention.kind} has no value at zero weights, and {', '.join(missing)} of memory {memory.kind} "
+            "starts at zero; write 'initial: learned'.",
+        )
+    over = getattr(retention, "over", None)
+    if over is not None and gate is not None:
+        granularity = _granularity(mixer, gate)
+        if any(memory.axis(name, granularity) in (over, "both") for name in memory.weights(context.dims)):
+            yield (
+                ("retention", "gate"),
+                f"a decay that varies within a slice (per {granularity}, slices over the {over}) is not the printed "
+                "rule; use per head, or the other axis.",
+            )
+
+
+def _special_updates(context: Context) -> Iterator[Finding]:
+    """Rules that are defined for a matrix under l2, one token at a time."""
+    mixer, update, bias = context.mixer, context.mixer.update, context.mixer.bias
+    if mixer.memory.grows:
+        return
+    where = ("update",)
+    if update.kind in ("implicit", "conjugate_gradient"):
+        if mixer.memory.kind != "matrix" or bias.error != "residual":
+            yield where, f"{update.kind} solves linear regression: it needs memory matrix and bias l2."
+        if mixer.retention.has_link:
+            yield ("retention",), f"{update.kind} solves for the weights themselves; use none or decay."
+    if update.kind in ("implicit", "conjugate_gradient", "multi_step", "muon"):
+        for name, found in (("write_size", update.write_size), ("window", bias.window)):
+            if found is not None and not (update.kind == "muon" and name == "window"):
+                place = ("update", name) if name == "write_size" else ("bias", name)
+                yield place, f"{update.kind} takes whole steps of one loss; remove {name}."
+        if bias.read_key is not None:
+            yield ("bias", "read_key"), f"{update.kind} reads and writes with one key; remove it."
+    if update.kind in ("implicit", "conjugate_gradient", "multi_step") and update.anchor is not None:
+        yield ("update", "anchor"), f"{update.kind} needs the current weights at every step; use 'token'."
+    if update.kind == "multi_step" and mixer.retention.order == "together" and mixer.retention.kind != "none":
+        yield ("retention", "order"), "with several steps a token the decay comes before or after them all."
+    if update.kind == "conjugate_gradient":
+        yield from _solving(context)
+
+
+def _solving(context: Context) -> Iterator[Finding]:
+    mixer = context.mixer
+    for path, gate in mixer.named_gates():
+        granularity = _granularity(mixer, gate)
+        if path in ("retention.gate", "update.step_size") and granularity != "head":
+            yield tuple(path.split(".")), "both statistics must fade and grow alike; use per head."
+        if path == "update.ridge":
+            if granularity not in ("head", "key"):
+                yield ("update", "ridge"), f"a ridge is on key channels; found per {granularity}."
+            if _range(mixer, gate)[0] < 0:
+                yield ("update", "ridge"), f"must not be negative, and {gate.kind} can be; use softplus."
+    if getattr(mixer.memory, "initial_", "zero") != "zero" or mixer.readout.read != "after":
+        yield ("memory",), "the statistics of a regression start at zero and are read after the token."
+
+
+def _windows(context: Context) -> Iterator[Finding]:
+    mixer, window = context.mixer, context.mixer.bias.window
+    if window is None:
+        return
+    if mixer.memory.grows:
+        yield ("bias", "window"), "a memory of tokens has its own window: write it under 'memory'."
+    if mixer.update.write_size is not None or mixer.bias.erase_key != "key":
+        yield ("bias", "window"), "a windowed loss is written with one key and one strength; remove the others."
+    if window.weights is not None:
+        if _granularity(mixer, window.weights) != "head":
+            yield ("bias", "window", "weights"), "a token's loss has one weight a head."
+        if _range(mixer, window.weights)[0] < 0:
+            yield ("bias", "window", "weights"), "must not be negative; use sigmoid or softplus."
+
+
+def _blends(context: Context) -> Iterator[Finding]:
+    mixer = context.mixer
+    for name in PROJECTIONS:
+        projection = mixer.projection(name)  # type: ignore[arg-type]
+        grouped = projection.heads is not None and projection.heads != context.dims.num_heads
+        steps = mixer.update.steps_per_token if name != "query" else 1
+        if projection.blend is not None and (grouped or steps > 1):
+            yield (name, "blend"), "a blend has one gate a head, and the heads share this projection."
 
 
 def _projections(context: Context) -> Iterator[Finding]:
@@ -364,6 +463,10 @@ RULES: tuple[Rule, ...] = (
     _write_and_erase,
     _memory_shape,
     _anchor,
+    _links,
+    _special_updates,
+    _windows,
+    _blends,
     _projections,
     _widths,
     _readout,

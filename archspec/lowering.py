@@ -8,6 +8,7 @@ is without a way to run: the last family is the token-by-token recurrence itself
 | softmax | the tokens themselves | tiled attention |
 | linear | S = Diag(a) S + k v^T | chunkwise, one masked product a chunk |
 | delta | S = (I - b k k^T) Diag(a) S + b k v^T | chunkwise, one triangular solve a chunk (WY) |
+| solve | H and S as linear attention, o = S^T H^-1 q | conjugate gradients over chunks |
 | online | gradients at the anchor of each chunk | chunkwise, by the coefficient matrix c |
 | recurrence | anything | token by token |
 """
@@ -198,12 +199,28 @@ def _not_delta(rule: Rule) -> str | None:
     return _first(
         _is_matrix(rule),
         None if error == "residual" else f"bias {rule.bias.kind} has an error that is not M(k) - v",
-        _plain_descent(rule),
+        _delta_steps(rule),
         _no_link(rule),
         _no_window(rule),
         _axes(rule, decays=("head", "key"), steps=("head", "key")),
         _reads_after(rule),
     )
+
+
+def _delta_steps(rule: Rule) -> str | None:
+    """Several steps are more tokens of the same rule, and an implicit step is an explicit one of another size."""
+    update = rule.update
+    if update.kind == "multi_step":
+        return None
+    if update.kind == "implicit":
+        if getattr(update, "diagonal", False):
+            return "the diagonal implicit step decays every state by itself"
+        return None
+    return _plain_descent(rule)
+
+
+def _not_solve(rule: Rule) -> str | None:
+    return None if rule.update.solves else f"update {rule.update.kind} does not solve for the weights"
 
 
 def gradient_is_fixed(rule: Rule) -> bool:
@@ -264,6 +281,13 @@ FAMILIES: tuple[Family, ...] = (
         _not_delta,
         lambda rule: "a matrix under l2: the steps of a chunk solve one triangular system",
         _torch,
+    ),
+    Family(
+        "solve",
+        "chunkwise",
+        _not_solve,
+        lambda rule: "conjugate gradients for all queries at once; H x is linear attention of x",
+        _triton_linear,
     ),
     Family("online", "chunkwise", _not_online, _online_reason, _torch),
     Family("recurrence", "recurrence", lambda rule: None, lambda rule: "no faster form computes this function", _torch),

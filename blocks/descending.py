@@ -130,7 +130,11 @@ def _windowed(rule: Rule, token: Quantities, state: MemoryState) -> tuple[Quanti
     fields = {"key": token.key, "value": token.value}
     if token.read_key is not None:
         fields["read_key"] = token.read_key
-    rows = {path: gate for path, gate in token.gates.items() if path.startswith("bias.")}
+    rows = {
+        path: gate
+        for path, gate in token.gates.items()
+        if path.startswith("bias.") and not path.startswith("bias.read_key.")
+    }
     batch, heads = token.key.shape[:2]
     # A gate without batch or channels of its own is laid out per token, so that it can wait in the window.
     fields.update({path: gate.squeeze(-2).expand(batch, heads, -1).unsqueeze(2) for path, gate in rows.items()})
@@ -174,7 +178,7 @@ def bias_gates(token: Quantities) -> dict[str, Tensor]:
     """Return the bias's gates by field name in the layout of errors, [B or 1, H, C, 1 or V]."""
     found = {}
     for path, gate in token.gates.items():
-        if path.startswith("bias.") and gate.shape[-2] == 1:
+        if path.startswith("bias.") and not path.startswith("bias.read_key."):
             laid = gate.squeeze(-2)
             found[path.removeprefix("bias.")] = laid if laid.ndim == 4 else laid.unsqueeze(2)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -27,13 +28,17 @@ class GateModule(Declared):
         widths: widths of the streams it may read.
         dims: sizes of the memory's heads.
         depth: (layer, number of layers), for schedules and laws over depth.
+        copies: how many values a token has, for rules that take several steps a token; gates without a source
+            have one.
     """
 
     def __init__(
-        self, gate: Gate, path: str, widths: Mapping[str, int], dims: HeadDims, depth: tuple[int, int]
+        self, gate: Gate, path: str, widths: Mapping[str, int], dims: HeadDims, depth: tuple[int, int], copies: int = 1
     ) -> None:
         super().__init__(depth)
         self.gate = gate
+        self.copies = copies if gate.has_source else 1
+        dims = replace(dims, num_heads=dims.num_heads * self.copies)
         self.sizes = (dims.num_heads, *gate_size(gate.per, dims))
         self.declare(gate.parameters(dims))
         self.constants = gate.constants(dims.num_heads, *depth)
@@ -72,6 +77,11 @@ class GateModule(Declared):
             **{name: known[name] for name in self.gate.needs()},
             **{name: module(streams, carry, known) for name, module in self.inner.items()},
         }
+        value = self._evaluate(z, given, aspect)
+        # One row a step: [B, T, S H, ..] becomes [B, S T, H, ..].
+        return value if self.copies == 1 else value.reshape(z.shape[0], z.shape[1] * self.copies, -1, *value.shape[3:])
+
+    def _evaluate(self, z: Tensor, given: Mapping[str, Tensor], aspect: Aspect) -> Tensor:
         scale = self.gate.scale
         if aspect == "log_value":
             value = self.gate.log_value(z, given)

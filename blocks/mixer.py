@@ -70,6 +70,7 @@ class MemoryMixerModule(Declared):
         self.dims = dims = config.dims(model_dim)
         self.rule = Rule.of(config, model_dim)
         widths = stream_widths(config, projected)
+        steps = config.update.steps_per_token
         self.streams = nn.ModuleDict(
             {
                 name: StreamModule(stream, f"{path}.streams.{name}", widths, projected)
@@ -85,13 +86,16 @@ class MemoryMixerModule(Declared):
                     widths,
                     projected,
                     projected.value_dim if name == "value" else projected.key_dim,
+                    1 if name == "query" else steps,
                 )
                 for name in ("query", "key", "value")
             }
         )
         self.gates = nn.ModuleDict(
             {
-                name.replace(".", "/"): GateModule(gate, f"{path}.{name}", widths, dims, depth)
+                name.replace(".", "/"): GateModule(
+                    gate, f"{path}.{name}", widths, dims, depth, steps if name in Quantities.stepped_gates else 1
+                )
                 for name, gate in config.named_gates()
             }
         )
@@ -134,7 +138,18 @@ class MemoryMixerModule(Declared):
         return self._readout(read, streams, gates) @ self.output
 
     def _expanded(self, projected: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Give every head its own copy of shared projections, except where a memory of tokens stores the groups."""
+        """Give every head its own copy of shared projections, except where a memory of tokens stores the groups.
+
+        With several steps a token, the keys and values of its steps come one after another.
+        """
+        steps = self.config.update.steps_per_token
+        if steps > 1:
+            projected = {
+                name: tensor
+                if name == "query"
+                else tensor.reshape(tensor.shape[0], tensor.shape[1] * steps, -1, tensor.shape[-1])
+                for name, tensor in projected.items()
+            }
         groups = {name: tensor.shape[2] for name, tensor in projected.items()}
         shared = self.rule.memory.grows and groups["key"] == groups["value"]
         return {
@@ -162,6 +177,7 @@ class MemoryMixerModule(Declared):
             start=self.memory.start(),
             parameters=self.memory.network(),
             read_key=read_key,
+            steps=self.config.update.steps_per_token,
         )
 
     def _gates(self, streams: Mapping[str, Tensor], projected: Mapping[str, Tensor], carry: Carry) -> dict[str, Tensor]:
@@ -211,7 +227,10 @@ class MemoryMixerModule(Declared):
         Returns:
             What each of ``queries`` [B, M, H, K] reads from the final memory, without being written: [B, M, H, V].
         """
-        projected = {"query": keys, "key": keys, "value": values}
+        # A rule of several steps a token takes them all with the same pair.
+        steps = self.config.update.steps_per_token
+        written = (keys.repeat_interleave(steps, dim=1), values.repeat_interleave(steps, dim=1))
+        projected = {"query": keys, "key": written[0], "value": written[1]}
         # The zero of the stream, not of the model: gates see nothing of the pairs.
         streams = {
             name: keys.new_zeros(*keys.shape[:2], width)

@@ -70,18 +70,26 @@ class ProjectionModule(nn.Module):
         widths: widths of the streams it may read.
         dims: sizes of the heads before feature maps.
         dim: channels of one head.
+        copies: how many of them a token has, for rules that take several steps a token.
     """
 
     def __init__(
-        self, projection: Projection, name: str, path: str, widths: Mapping[str, int], dims: HeadDims, dim: int
+        self,
+        projection: Projection,
+        name: str,
+        path: str,
+        widths: Mapping[str, int],
+        dims: HeadDims,
+        dim: int,
+        copies: int = 1,
     ) -> None:
         super().__init__()
         self.projection, self.name, self.path, self.dim = projection, name, path, dim
-        self.groups = projection.heads or dims.num_heads
+        self.groups = (projection.heads or dims.num_heads) * copies
         parts = projection.parts
         sizes = [part.dim.resolve(vars(dims)) if part.dim is not None else dim for part in parts]
         self.parts = nn.ModuleList(
-            ProjectionModule(part, name, f"{path}.parts.{index}", widths, dims, size)
+            ProjectionModule(part, name, f"{path}.parts.{index}", widths, dims, size, copies)
             for index, (part, size) in enumerate(zip(parts, sizes, strict=True))
         )
         d_in, d_out = sum(widths[source] for source in projection.from_), self.groups * dim
@@ -91,9 +99,7 @@ class ProjectionModule(nn.Module):
             else SourceModule(projection, path, d_in, d_out, vars(dims), has_weights=projection.has_weights)
         )
         self.norm = NormModule(projection.norm, dim) if projection.norm is not None else None
-        self.feature = (
-            FeatureModule(projection.feature, dims.num_heads, dim) if projection.feature is not None else None
-        )
+        self.feature = FeatureModule(projection.feature, self.groups, dim) if projection.feature is not None else None
         blend = projection.blend
         self.blend = GateModule(blend.gate, f"{path}.blend", widths, dims, (0, 1)) if blend is not None else None
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from archspec.declarations import STEPPED_GATES
 from archspec.families import Per
 from archspec.rule import Rule
 
@@ -29,7 +30,7 @@ class Quantities:
             token one after another.
     """
 
-    stepped_gates: ClassVar[tuple[str, ...]] = ("update.step_size", "update.write_size")
+    stepped_gates: ClassVar[tuple[str, ...]] = STEPPED_GATES
 
     query: Tensor
     key: Tensor
