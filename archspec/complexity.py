@@ -200,7 +200,10 @@ def _rule_kept(rule: Rule, mixer: MemoryMixer) -> Kept:
     heads = groups["key"] if groups["key"] == groups["value"] else dims.num_heads
     window = getattr(rule.memory, "window", None)
     most = None if window is None else window - 1
-    return Kept(stored=(Stored(heads * (dims.key_dim + dims.value_dim), most, mixer.prefix),))
+    stored = [Stored(heads * (dims.key_dim + dims.value_dim), most, mixer.prefix)]
+    if rule.retention.decay_gate is not None:
+        stored.append(Stored(dims.num_heads, most, mixer.prefix, in_memory=True))
+    return Kept(stored=tuple(stored))
 
 
 def _window_kept(rule: Rule, mixer: MemoryMixer) -> tuple[Stored, ...]:

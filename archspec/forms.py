@@ -7,6 +7,7 @@ rule's, so that a sequence may change forms between two stretches.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -17,8 +18,12 @@ from archspec.families import Gate, Per
 from archspec.kernels.delta import delta_rule, delta_rule_step
 from archspec.kernels.linear import linear_attention, linear_attention_step
 from archspec.kernels.online import OnlineState, online_memory
+from archspec.kernels.softmax import KvCache, softmax_attention, softmax_attention_step
 from archspec.lowering import Decision, gradient_is_fixed
 from archspec.rule import Rule
+
+
+Final = TypeVar("Final", Tensor, KvCache)
 
 
 def form_of(decision: Decision, backend: str = "auto") -> Form:
@@ -216,7 +221,7 @@ def _finished(rule: Rule, read: Tensor, quantities: Quantities) -> Tensor:
     return rule.memory.finish(read.to(quantities.state_dtype), rule.dims).to(quantities.query.dtype)
 
 
-def _kept(final: Tensor | None) -> Tensor:
+def _kept(final: Final | None) -> Final:
     if final is None:
         raise AssertionError("a kernel that was asked for its final state returned none")
     return final
@@ -226,7 +231,25 @@ def _attention(
     rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
 ) -> tuple[Tensor, MemoryState]:
     """o_t = sum_j softmax_j(s q_t . k_j + G_t - G_j) v_j over the stored tokens."""
-    return recurrence(rule, quantities, state, position)
+    temperature, window = rule.memory.temperature(rule.dims), rule.memory.window  # type: ignore[attr-defined]
+    log_decay = _decay(rule, quantities)
+    cache = None
+    if state is not None and state["keys"].shape[1]:
+        cache = KvCache(state["keys"], state["values"], state.get("log_decay"))
+    query, key, value = quantities.query, quantities.key, quantities.value
+    if _decodes(quantities):
+        gate = log_decay if log_decay is None or log_decay.ndim == 1 else log_decay[:, 0]
+        read, kept = softmax_attention_step(query[:, 0], key[:, 0], value[:, 0], cache, gate, temperature, window)
+        read = read[:, None]
+    else:
+        read, found = softmax_attention(
+            query, key, value, log_decay, temperature, window, cache, output_final_state=True, backend=backend
+        )
+        kept = _kept(found)
+    after = {"keys": kept.keys, "values": kept.values}
+    if kept.log_decay is not None:
+        after["log_decay"] = kept.log_decay.to(quantities.state_dtype)
+    return read, after
 
 
 def _online(

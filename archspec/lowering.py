@@ -140,9 +140,6 @@ def _first(*refusals: str | None) -> str | None:
 def _not_softmax(rule: Rule) -> str | None:
     if not rule.memory.grows:
         return f"memory {rule.memory.kind} stores weights, not tokens"
-    gate = rule.retention.decay_gate
-    if gate is not None and gate.kind != "constant":
-        return f"a decay by {gate.kind} changes from token to token; the tiled form knows constant slopes"
     return _reads_after(rule)
 
 
