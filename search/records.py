@@ -106,6 +106,9 @@ class Run:
     hypervolume: float | None = None
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
+    deaths: dict[str, int] = field(default_factory=dict)
+    round_sizes: dict[int, int] = field(default_factory=dict)
+    exhausted: set[int] = field(default_factory=set)
     finished_keys: dict[str, bool] = field(default_factory=dict)
     closed: set[int] = field(default_factory=set)
 
@@ -192,6 +195,7 @@ class Run:
 
     def _on_died(self, event: Event) -> None:
         self.running.pop(event["key"], None)
+        self.deaths[event["key"]] = self.deaths.get(event["key"], 0) + 1
 
     def _on_cancelled(self, event: Event) -> None:
         self.running.pop(event["key"], None)
@@ -228,7 +232,13 @@ class Run:
         for how in ("rank", "random"):
             for number in event[how]:
                 trial = self.trials[number]
-                trial.promoted_by = trial.promoted_by or how  # type: ignore[assignment]
+                trial.promoted_by = how  # type: ignore[assignment]
+
+    def _on_round(self, event: Event) -> None:
+        self.round_sizes[event["round"]] = event["size"]
+
+    def _on_exhausted(self, event: Event) -> None:
+        self.exhausted.add(event["round"])
 
     def _on_closed(self, event: Event) -> None:
         self.closed.add(event["round"])

@@ -33,7 +33,7 @@ class Chooser(Protocol):
     """Who decides at a node: the sampler, a fixed table, or a random generator."""
 
     def choose(self, name: str, options: Sequence[str]) -> str: ...
-    def number(self, name: str, limits: Range) -> float | int: ...
+    def number_in(self, name: str, limits: Range) -> float | int: ...
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Fixed:
         self.met[name] = list(options)
         return str(self.decided.get(name, options[0]))
 
-    def number(self, name: str, limits: Range) -> float | int:
+    def number_in(self, name: str, limits: Range) -> float | int:
         """Return the number of the table, or the lower end."""
         ends = [limits.low, limits.high]
         self.met[name] = [int(end) for end in ends] if limits.whole else ends
@@ -225,7 +225,7 @@ def _decide(node: Mapping[str, Any], name: str, chooser: Chooser, variable: Vari
         found, place = variable(node["var"])
         return found, place or mark
     if "range" in node:
-        return chooser.number(name, _range(node)), mark
+        return chooser.number_in(name, _range(node)), mark
     options = option_names(node, name)
     taken = chooser.choose(name, options)
     index = options.index(taken)

@@ -27,7 +27,7 @@ class Trial:
         origin: a named baseline or a draw from the space.
         state: ``rejected`` (never built; ``rule`` and ``reason`` say why), ``proposed`` (nothing measured yet),
             ``evaluated`` (training-free metrics known), ``trained`` (final scores known), ``failed`` (``reason``).
-        promoted_by: how it came to be trained: by its rank, by the random share, or not at all.
+        promoted_by: how it came to the last rung it reached: by its rank, by lot (on every rung), or not at all.
         round: which pass over the ladder it belongs to; -1 for baselines.
         coordinates: the values drawn, by the place in the search file where they are drawn.
         training_free: metric -> {mean, spread}, over initialisation seeds.

@@ -46,7 +46,7 @@ def test_three_boxes_by_inclusion_and_exclusion() -> None:
     points = [(0.1, 0.5, 0.6), (0.4, 0.2, 0.7), (0.7, 0.6, 0.1)]
 
     def box(*members: tuple[float, ...]) -> float:
-        return math.prod([1.0 - max(axis) for axis in zip(*members, strict=True)])
+        return float(math.prod(1 - max(axis) for axis in zip(*members, strict=True)))
 
     expected = sum(
         (-1) ** (size + 1) * sum(box(*chosen) for chosen in itertools.combinations(points, size)) for size in (1, 2, 3)

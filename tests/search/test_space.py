@@ -49,7 +49,7 @@ class Random:
         self.asked.append(name)
         return self.generator.choice(list(options))
 
-    def number(self, name: str, limits: Range) -> float | int:
+    def number_in(self, name: str, limits: Range) -> float | int:
         self.asked.append(name)
         if limits.whole:
             return self.generator.randint(int(limits.low), int(limits.high))

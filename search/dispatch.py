@@ -1,0 +1,128 @@
+"""Between driver and executor: a queue of requests, each carried to exactly one recorded result."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from archspec.search.executors import Executor, Outcome, Request
+from archspec.search.records import Run
+from archspec.search.rundir import RunFolder, write_json
+
+MAX_DEATHS = 3  # a worker that dies on the same evaluation this often is no accident
+MAX_STARTS = 8  # starts of one evaluation, those counted in that ended with the driver
+SUMMARY = ("metrics", "cost", "scores", "validation", "learning_rate", "tokens_per_s")
+
+
+class Emit(Protocol):
+    """Logs an event, applies it to the run, and tells whoever listens."""
+
+    def __call__(self, event: str, **fields: Any) -> None: ...
+
+
+class Dispatcher:
+    """Keeps the executor busy, and the log true.
+
+    A result file is an evaluation done, whether or not the log knows it yet: what a kill left between renaming and
+    logging is logged when the request comes up again. A worker's death is repeated ``MAX_DEATHS`` times and then
+    recorded as the evaluation's failure.
+    """
+
+    def __init__(
+        self, folder: RunFolder, run: Run, emit: Emit, executor: Executor, on_progress: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._folder, self._run, self._emit, self._executor = folder, run, emit, executor
+        self._on_progress = on_progress
+        self._queue: deque[Request] = deque()
+        self._flying: dict[str, Request] = {}
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Queue what is not done yet."""
+        for request in requests:
+            if request["key"] in self._run.finished_keys or self._is_known(request):
+                continue
+            if self._folder.result(request["key"]).is_file():
+                self._record(request)
+            else:
+                self._queue.append(request)
+
+    @property
+    def outstanding(self) -> list[Request]:
+        """What is queued or running."""
+        return [*self._flying.values(), *self._queue]
+
+    def step(self, timeout_s: float) -> None:
+        """Start what can be started, and record what happened within ``timeout_s``."""
+        self._fill()
+        for outcome in self._executor.wait(timeout_s):
+            self._take(outcome)
+        self._fill()
+
+    def withdraw(self) -> None:
+        """Note that what is running will be stopped and was not at fault."""
+        for request in list(self._flying.values()):
+            if self._folder.result(request["key"]).is_file():
+                self._record(request)
+            else:
+                self._emit("cancelled", key=request["key"], trial=request["trial"], stage=request["stage"])
+        self._flying.clear()
+        self._queue.clear()
+
+    def _is_known(self, request: Request) -> bool:
+        return any(request["key"] == other["key"] for other in self.outstanding)
+
+    def _fill(self) -> None:
+        while self._queue and len(self._flying) < self._executor.capacity:
+            request = self._queue.popleft()
+            key, attempt = request["key"], self._run.attempts.get(request["key"], 0) + 1
+            if self._run.trials[request["trial"]].state == "failed":
+                continue  # another of its evaluations failed: this one could not save it
+            if attempt > MAX_STARTS:
+                self._fail(request, f"was started {MAX_STARTS} times and never finished")
+                continue
+            names = {name: request[name] for name in ("key", "trial", "stage", "rung")}
+            self._emit("submitted", **names, attempt=attempt)
+            self._flying[key] = request
+            self._executor.submit(request)
+
+    def _take(self, outcome: Outcome) -> None:
+        request = self._flying.get(outcome.key)
+        if request is None:
+            return
+        if outcome.status == "progress":
+            self._on_progress(
+                {"key": outcome.key, "trial": request["trial"], "stage": request["stage"], **outcome.data}
+            )
+            return
+        del self._flying[outcome.key]
+        if self._folder.result(outcome.key).is_file():
+            self._record(request)
+        elif outcome.status == "died" and self._run.deaths.get(outcome.key, 0) + 1 < MAX_DEATHS:
+            self._emit("died", key=outcome.key, trial=request["trial"], stage=request["stage"], reason=outcome.reason)
+            self._queue.appendleft(request)
+        else:
+            self._fail(request, outcome.reason or "the worker left no result")
+
+    def _fail(self, request: Request, reason: str) -> None:
+        names = ("key", "trial", "stage", "rung", "kind", "hash", "spec", "plan")
+        result = {name: request[name] for name in names}
+        result |= {"status": "failed", "reason": reason, "traceback": "", "value": {}, "started": None, "wall_s": 0.0}
+        write_json(self._folder.result(request["key"]), result)
+        self._record(request)
+
+    def _record(self, request: Request) -> None:
+        result = json.loads(self._folder.result(request["key"]).read_bytes())
+        value = {name: result["value"][name] for name in SUMMARY if name in result["value"]}
+        self._emit(
+            "finished",
+            key=request["key"],
+            trial=request["trial"],
+            stage=request["stage"],
+            rung=request["rung"],
+            ok=result["status"] == "ok",
+            reason=result["reason"],
+            wall_s=result["wall_s"],
+            value=value,
+        )

@@ -1,0 +1,345 @@
+"""The driver: one process that owns a run. It draws, promotes and concludes; workers evaluate.
+
+A run is a number of rounds. In each, ``candidates`` distinct feasible draws climb the ladder together: all are
+evaluated on the first rung, some are promoted, and the round is closed by telling the study what became of them.
+Draws wait for the round before them, not for each other, so that what is drawn does not depend on which worker was
+faster; nor does anything else but measured times.
+
+The driver's memory is the event log. Whatever it is about to do it derives from the log, the study's journal and the
+result files, so that a driver that was killed at any point is continued by another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from archspec.errors import RunError
+from archspec.search.baselines import baselines
+from archspec.search.candidates import Candidate, Rejection, admit, judge
+from archspec.search.conclusions import conclude
+from archspec.search.dispatch import Dispatcher
+from archspec.search.eventlog import EVENTS, Event, EventLog, read_events, trim_torn_line
+from archspec.search.executors import Executor
+from archspec.search.ladder import Contender, promote
+from archspec.search.records import FORMAT, replay
+from archspec.search.requests import prepare, requests_for
+from archspec.search.rundir import RunFolder
+from archspec.search.searchfile import SearchFile, promotion_metrics, rankable
+from archspec.search.settings import score_name
+from archspec.search.study import JOURNAL, RANDOM_AFTER, Asked, SearchStudy
+from archspec.search.trial import Trial
+from archspec.yamltext import LocatedMap, parse
+
+POLL_S = 0.2
+MAX_REPEATS = 200  # draws in a row that were all known before: the space is exhausted
+MAX_REJECTIONS = 3000  # draws in a row that were all rejected: nothing feasible is left to find
+
+OnEvent = Callable[[Event], None]
+
+
+class StoppedEarly(Exception):  # noqa: N818 - a way out, not an error
+    """The run ends before its end, for the reason given, and can be continued."""
+
+
+@dataclass
+class Limits:
+    """What may differ from one start to the next.
+
+    Fields:
+        trials: distinct feasible draws wanted in all.
+        timeout_s: seconds until the run stops.
+        stop: set by a signal to the reason for stopping.
+    """
+
+    trials: int
+    timeout_s: float | None = None
+    command: str = ""
+    stop: list[str] = field(default_factory=list)
+
+
+class Driver:
+    """Takes a run from wherever it stands to its end."""
+
+    def __init__(
+        self, search: SearchFile, folder: RunFolder, executor: Executor, limits: Limits, on_event: OnEvent | None = None
+    ) -> None:
+        self._search, self._folder, self._executor, self._limits = search, folder, executor, limits
+        self._on_event = on_event
+        path = folder.path / EVENTS
+        trim_torn_line(path)
+        self.run = replay(folder.path, read_events(path) if path.is_file() else [])
+        self._log = EventLog(path)
+        self._candidates: dict[int, Candidate] = {}
+        self._deadline = None if limits.timeout_s is None else time.monotonic() + limits.timeout_s
+
+    def execute(self) -> str:
+        """Run to the end, or until stopped; return the status: finished, interrupted, timeout or exhausted."""
+        self._dispatcher = Dispatcher(self._folder, self.run, self.emit, self._executor, self._progress)
+        try:
+            status = self._work()
+        except StoppedEarly as stopped:
+            status = str(stopped)
+        finally:
+            self._executor.shutdown()
+        self._dispatcher.withdraw()
+        conclude(self.run, self._prepared, self._folder, self.emit)
+        self.emit("stopped", reason=status)
+        self._log.close()
+        return status
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Log an event, apply it, and pass it on."""
+        entry = self._log.append(event, **fields)
+        self.run.apply(entry)
+        if self._on_event is not None:
+            self._on_event(entry)
+
+    def _work(self) -> str:
+        self._prepared = prepare(self._search, self._folder.cache, self._folder.path / "results")
+        if not self.run.study:
+            self.emit("opened", **opening(self._search))
+        self.emit(
+            "started",
+            command=self._limits.command,
+            workers=self._executor.capacity,
+            device=self._search.settings.device,
+            trials=self._limits.trials,
+        )
+        settings = self._search.settings
+        self._study = SearchStudy(
+            self._folder.path / JOURNAL, settings.study, self._search.objectives, settings.sampler, settings.seed
+        )
+        self._start_baselines()
+        while (size := self._round_size()) > 0:
+            self._climb(len(self.run.closed), size)
+            if len(self.run.closed) - 1 in self.run.exhausted:
+                break
+        self._finish([trial.number for trial in self.run if trial.origin == "baseline"])
+        return "exhausted" if self.run.exhausted else "finished"
+
+    def _start_baselines(self) -> None:
+        known = {trial.name for trial in self.run if trial.origin == "baseline"}
+        for number, item in enumerate(baselines(self._search)):
+            if item.name not in known:
+                self._accept(number, item.name, item.candidate, -1, {}, item.note)
+            else:
+                self._candidates[number] = item.candidate
+        last = len(self._search.settings.ladder) - 1
+        for trial in [trial for trial in self.run if trial.origin == "baseline"]:
+            for index in sorted({0, last}):
+                self._enqueue(trial.number, index)
+
+    def _round_size(self) -> int:
+        index = len(self.run.closed)
+        if index not in self.run.round_sizes:
+            left = self._limits.trials - sum(self.run.round_sizes.values())
+            if left <= 0:
+                return 0
+            self.emit("round", round=index, size=min(left, self._search.settings.candidates))
+        return self.run.round_sizes[index]
+
+    def _climb(self, index: int, size: int) -> None:
+        """Take one round up the ladder and close it."""
+        self._draw(index, size)
+        members = [trial.number for trial in self._accepted(index)]
+        for rung in range(len(self._search.settings.ladder)):
+            for number in members:
+                self._enqueue(number, rung)
+            self._finish(members)
+            alive = [number for number in members if self.run.trials[number].state != "failed"]
+            members = self._promote(index, rung, alive)
+        for trial in self._accepted(index):
+            self._tell(trial)
+        self.emit("closed", round=index)
+
+    def _draw(self, index: int, size: int) -> None:
+        """Propose until the round has its candidates, or the space has no more."""
+        streak, repeats = 0, 0
+        unfinished = self._half_asked()
+        while len(self._accepted(index)) < size and index not in self.run.exhausted:
+            self._check()
+            by_chance = repeats >= RANDOM_AFTER
+            asked = (
+                self._study.resume(unfinished.pop(0), by_chance=by_chance)
+                if unfinished
+                else self._study.ask(by_chance=by_chance)
+            )
+            rejection = self._consider(asked, index)
+            streak = streak + 1 if rejection is not None else 0
+            repeats = repeats + 1 if rejection is not None and rejection.rule == "duplicate" else 0
+            if repeats >= MAX_REPEATS or streak >= MAX_REJECTIONS:
+                self.emit("exhausted", round=index, draws=streak)
+
+    def _half_asked(self) -> list[int]:
+        """Return the proposals that a kill cut short; those it only left untold are told."""
+        found = []
+        for number in self._study.unfinished():
+            trial = self.run.trials.get(number + self._offset)
+            if trial is None:
+                found.append(number)
+            elif trial.state == "rejected":
+                self._study.fail(number)
+        return found
+
+    def _consider(self, asked: Asked, index: int) -> Rejection | None:
+        """Accept or reject one draw."""
+        number = asked.number + self._offset
+        document = self._search.space.draw(asked)
+        name = f"{self._search.settings.study}-{number}"
+        document.put("name", name, document.mark)
+        found = admit(document, self._search)
+        if isinstance(found, Candidate):
+            twin = next((t for t in self.run if t.hash == found.hash and t.state != "rejected"), None)
+            if twin is None:
+                self._study.label(asked.number, hash=found.hash, trial=number)
+                self._accept(number, name, found, index, asked.coordinates, "")
+                return None
+            found = Rejection(
+                "duplicate", f"the same architecture as trial {twin.number} ({twin.name})", {}, found.hash
+            )
+        self.emit(
+            "rejected",
+            trial=number,
+            round=index,
+            coordinates=asked.coordinates,
+            rule=found.rule,
+            reason=found.reason,
+            hash=found.hash,
+        )
+        self._study.fail(asked.number, found.excess)
+        return found
+
+    def _accept(
+        self, number: int, name: str, found: Candidate, index: int, coordinates: Mapping[str, Any], note: str
+    ) -> None:
+        self._folder.write_spec(found.hash, found.document)
+        self._candidates[number] = found
+        self.emit(
+            "proposed",
+            trial=number,
+            name=name,
+            origin="baseline" if index < 0 else "sampled",
+            round=index,
+            hash=found.hash,
+            coordinates=dict(coordinates),
+            figures=found.figures,
+            families=found.plan.families(),
+            kernels=found.plan.kernels(),
+            note=note,
+        )
+
+    def _promote(self, index: int, rung: int, members: Sequence[int]) -> list[int]:
+        settings = self._search.settings
+        rule = settings.ladder[rung].promote
+        if rule is None:
+            return list(members)
+        if (index, rung) not in self.run.promotions:
+            directions = rankable(settings, settings.ladder[rung])
+            by = {name: directions[name] for name in promotion_metrics(settings, rung)}
+            contenders = [self._contender(self.run.trials[number], rung, by) for number in members]
+            found = promote(contenders, rule, by, (settings.seed, index, rung))
+            aggregates = {str(number): round(value, 6) for number, value in found.aggregates.items()}
+            self.emit("promoted", round=index, rung=rung, rank=found.rank, random=found.random, aggregates=aggregates)
+        promoted = self.run.promotions[index, rung]
+        return sorted([*promoted["rank"], *promoted["random"]])
+
+    def _contender(self, trial: Trial, rung: int, by: Mapping[str, str]) -> Contender:
+        measured = {**trial.training_free, **trial.low_fidelity.get(rung, {})}
+        values = {name: measured[name]["mean"] if name in measured else trial.figures.get(name) for name in by}
+        size = trial.figures["non_embedding_parameters"]
+        return Contender(trial.number, size, values, rung == 0 or trial.promoted_by == "random")
+
+    def _tell(self, trial: Trial) -> None:
+        number = trial.number - self._offset
+        values = self._validation_values(trial)
+        if trial.state == "failed":
+            self._study.fail(number)
+        elif values is None:
+            self._study.prune(number)
+        else:
+            self._study.complete(number, values)
+
+    def _validation_values(self, trial: Trial) -> list[float] | None:
+        """Return what the sampler learns: validation where there is a choice of split, the figure elsewhere."""
+        values: list[float] = []
+        for objective in self._search.objectives:
+            score = trial.validation.get(objective.name)
+            value = score["mean"] if score is not None else trial.value(objective.name)
+            if trial.state != "trained" or value is None:
+                return None
+            values.append(float(value))
+        return values
+
+    def _enqueue(self, number: int, rung: int) -> None:
+        if self.run.trials[number].state != "failed":
+            self._dispatcher.add(requests_for(self._prepared, self._candidate(number), number, rung))
+
+    def _candidate(self, number: int) -> Candidate:
+        """Return an accepted candidate, read back from its spec after a restart."""
+        if number not in self._candidates:
+            path = self._folder.spec(self.run.trials[number].hash)
+            if not path.is_file():
+                raise RunError(f"{path}: the spec of trial {number} is gone; restore it or start a new study")
+            document: LocatedMap = parse(path.read_bytes(), str(path))
+            found = judge(document, self._search, exempt=True)
+            if isinstance(found, Rejection) or found.hash != self.run.trials[number].hash:
+                raise RunError(f"{path}: this is not the spec of trial {number}; restore it or start a new study")
+            self._candidates[number] = found
+        return self._candidates[number]
+
+    def _finish(self, members: Sequence[int]) -> None:
+        """Wait until nothing of these trials is queued or running."""
+        wanted = set(members)
+        while any(request["trial"] in wanted for request in self._dispatcher.outstanding):
+            self._check()
+            self._dispatcher.step(POLL_S)
+
+    def _check(self) -> None:
+        if self._limits.stop:
+            raise StoppedEarly(self._limits.stop[0])
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise StoppedEarly("timeout")
+
+    def _accepted(self, index: int) -> list[Trial]:
+        return [trial for trial in self.run if trial.round == index and trial.state != "rejected"]
+
+    @property
+    def _offset(self) -> int:
+        """Baselines are numbered first, and the study knows nothing of them."""
+        return len(self._search.settings.baselines)
+
+    def _progress(self, data: Mapping[str, Any]) -> None:
+        if self._on_event is not None:
+            self._on_event({"event": "progress", "time": time.time(), **data})
+
+
+def opening(search: SearchFile) -> dict[str, Any]:
+    """Return what readers of a run need to know of its search file."""
+    settings = search.settings
+    return {
+        "format": FORMAT,
+        "study": settings.study,
+        "seed": settings.seed,
+        "objectives": [objective.as_dict() for objective in search.objectives],
+        "tasks": {
+            name: {
+                "kind": task.kind,
+                "primary": score_name(name, task.primary),
+                "scores": {score_name(name, score): way for score, way in task.scores.items()},
+            }
+            for name, task in settings.tasks.items()
+        },
+        "metrics": dict(search.metrics),
+        "rungs": [
+            {
+                "rung": rung.rung,
+                "tokens": rung.tokens,
+                "promote": None if rung.promote is None else rung.promote.model_dump(mode="json"),
+            }
+            for rung in settings.ladder
+        ],
+        "space": vars(search.space.size),
+    }

@@ -1,0 +1,188 @@
+"""The Optuna study of a run: ask and tell over journal storage, by proposals that a kill does not change.
+
+A proposal depends on the trials before it and on (seed, trial number, parameter name) alone: every draw has a
+sampler of its own, seeded by these. So a trial that a kill left half asked is taken up again where it stood, and a
+run that was killed proposes what it would have proposed.
+
+What Optuna is told: COMPLETE with the objectives' values for those with final scores; PRUNED for those that were not
+promoted, whose low-fidelity values stay out of the study; FAIL for draws that were rejected, and for failures.
+Baselines are not draws and do not enter the study.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from archspec.errors import RunError
+from archspec.search.eventlog import trim_torn_line
+from archspec.search.names import Direction, Objective
+from archspec.search.settings import Sampler
+from archspec.search.space import Range
+
+JOURNAL = "journal.log"
+RANDOM_AFTER = 5  # proposals in a row that were no news before the sampler is left for plain chance
+
+
+class SearchStudy:
+    """An Optuna study that asks and tells for the driver."""
+
+    def __init__(self, path: Path, name: str, objectives: Sequence[Objective], sampler: Sampler, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.seed = seed
+        self._sampler = sampler
+        self._study = _open(path, name, [objective.direction for objective in objectives])
+
+    def ask(self, *, by_chance: bool = False) -> Asked:
+        """Return the next proposal, or the one that a kill left unfinished.
+
+        Args:
+            by_chance: draw uniformly, when the sampler keeps proposing what is known.
+        """
+        self._study.sampler = self._seeded(by_chance)
+        return Asked(self._study.ask())
+
+    def resume(self, number: int, *, by_chance: bool = False) -> Asked:
+        """Return a proposal that a kill left unfinished; the parameters it has keep their values."""
+        self._study.sampler = self._seeded(by_chance)
+        return Asked(Trial(self._study, self._trial_id(number)))
+
+    def unfinished(self) -> list[int]:
+        """Return the numbers of the trials that were asked and not told."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial.number for trial in trials]
+
+    @property
+    def num_trials(self) -> int:
+        """How many proposals there are."""
+        return len(self._study.get_trials(deepcopy=False))
+
+    def label(self, number: int, **attributes: Any) -> None:
+        """Note attributes on a trial, for readers of the study."""
+        trial = Trial(self._study, self._trial_id(number))
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+
+    def complete(self, number: int, values: Sequence[float]) -> None:
+        """Tell the final values; a trial that was told is left as it is."""
+        self._tell(number, TrialState.COMPLETE, list(values))
+
+    def prune(self, number: int) -> None:
+        """Tell that a trial was not promoted."""
+        self._tell(number, TrialState.PRUNED)
+
+    def fail(self, number: int, excess: Mapping[str, float] | None = None) -> None:
+        """Tell that a trial failed or was rejected, and by how much it broke which constraint."""
+        if excess and not self._is_told(number):
+            trial = Trial(self._study, self._trial_id(number))
+            for name, value in excess.items():
+                trial.set_constraint(name, value)
+        self._tell(number, TrialState.FAIL)
+
+    def _seeded(self, by_chance: bool) -> BaseSampler:
+        return _Seeded(Sampler(kind="random") if by_chance else self._sampler, self.seed)
+
+    def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
+        if not self._is_told(number):
+            self._study.sampler = self._seeded(False)
+            self._study.tell(number, values, state=state)
+
+    def _is_told(self, number: int) -> bool:
+        return self._frozen(number).state.is_finished()
+
+    def _trial_id(self, number: int) -> int:
+        return int(self._frozen(number)._trial_id)
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        storage = self._study._storage
+        try:
+            return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number))
+        except KeyError:
+            raise RunError(
+                f"{JOURNAL}: trial {number} of the event log is not in the study; the run was edited or damaged"
+            ) from None
+
+
+class Asked:
+    """One proposal: decides at the nodes of a space."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self.number = trial.number
+
+    def choose(self, name: str, options: Sequence[str]) -> str:
+        """Return one of the options."""
+        return str(self._trial.suggest_categorical(name, list(options)))
+
+    def number_in(self, name: str, limits: Range) -> float | int:
+        """Return a number within the limits."""
+        if limits.whole:
+            step = int(limits.step or 1)
+            return self._trial.suggest_int(name, int(limits.low), int(limits.high), step=step, log=limits.log)
+        return self._trial.suggest_float(name, limits.low, limits.high, step=limits.step, log=limits.log)
+
+    @property
+    def coordinates(self) -> dict[str, Any]:
+        """The values drawn so far, by parameter."""
+        return dict(self._trial.params)
+
+
+class _Seeded(BaseSampler):
+    """A sampler of Optuna whose every draw is seeded by (seed, trial number, parameter)."""
+
+    def __init__(self, kind: Sampler, seed: int) -> None:
+        self._kind, self._seed = kind, seed
+
+    def _for(self, trial: FrozenTrial, what: str) -> BaseSampler:
+        text = f"{self._seed}/{trial.number}/{what}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+        if self._kind.kind == "tpe":
+            return TPESampler(seed=seed, n_startup_trials=self._kind.startup)
+        if self._kind.kind == "nsga2":
+            return NSGAIISampler(seed=seed, population_size=self._kind.population)
+        return RandomSampler(seed=seed)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the parameters that are drawn together."""
+        return self._for(trial, "together").infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw them."""
+        return self._for(trial, "together").sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw one parameter."""
+        return self._for(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Let the sampler prepare."""
+        self._for(trial, "before").before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Let the sampler conclude."""
+        self._for(trial, "after").after_trial(study, trial, state, values)
+
+
+def _open(path: Path, name: str, directions: Sequence[Direction]) -> Study:
+    trim_torn_line(path)
+    for lock in path.parent.glob(f"{path.name}.lock*"):
+        lock.unlink()  # the run's own lock keeps other drivers out: this one was left by a kill
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    try:
+        return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    except (ValueError, KeyError) as error:
+        raise RunError(f"{path}: the study cannot be read ({error}); the journal was edited or damaged") from error
