@@ -70,7 +70,7 @@ class Dim(Part):
         if not isinstance(value, Mapping | Dim):
             raise PydanticCustomError(
                 "dim_form",
-                "found {found}; required: a whole number or {{ratio, of, multiple_of}}.",
+                "found {found}; required: a whole number or {ratio, of, multiple_of}.",
                 {"found": repr(value)},
             )
         return value
@@ -420,7 +420,7 @@ class Anchor(Part):
         if isinstance(value, str):
             raise PydanticCustomError(
                 "anchor_form",
-                "an anchor is 'token', a chunk length or {{every, ...}}; found {found}.",
+                "an anchor is 'token', a chunk length or {every, ...}; found {found}.",
                 {"found": repr(value)},
             )
         return {"every": value} if isinstance(value, int) and not isinstance(value, bool) else value
