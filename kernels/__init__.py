@@ -19,6 +19,9 @@ _FAMILIES = {
     "OnlineState": "online",
     "online_memory": "online",
     "online_memory_step": "online",
+    "KvCache": "softmax",
+    "softmax_attention": "softmax",
+    "softmax_attention_step": "softmax",
     "linear_attention": "linear",
     "linear_attention_step": "linear",
 }
