@@ -12,18 +12,12 @@ from typing import Any
 from archspec.search.records import Correlation, Run
 from archspec.search.report.coordinates import coordinates
 from archspec.search.report.figures import Column, columns_of, entries_of, number, readable
+from archspec.search.report.liveness import status_of
 from archspec.search.report.spectext import spec_text
 from archspec.search.report.survey import Survey, survey
 from archspec.search.trial import Trial
 
 MAX_TRIALS = 2000  # in one page; beyond it untrained trials are left out, and the page says so
-STATUS = {
-    "running": "running",
-    "finished": "finished",
-    "interrupted": "interrupted",
-    "timeout": "stopped at its timeout",
-    "exhausted": "finished: the space is exhausted",
-}
 
 
 def report_data(run: Run) -> dict[str, Any]:
@@ -36,7 +30,7 @@ def report_data(run: Run) -> dict[str, Any]:
     return {
         "study": run.study or run.folder.name,
         "file_stem": re.sub(r"[^A-Za-z0-9._-]+", "-", run.study) or "study",
-        "status": {"text": STATUS.get(run.status, run.status), "finished": run.status in ("finished", "exhausted")},
+        "status": {"text": status_of(run), "finished": run.status in ("finished", "exhausted")},
         "summary": _summary(run),
         "command": run.command,
         "counts": _counts(run, found),

@@ -12,8 +12,8 @@ from rich.text import Text
 from archspec.search.records import Correlation, Run
 from archspec.search.report.coordinates import coordinates
 from archspec.search.report.figures import Column, columns_of, entries_of, interval, number, readable, with_spread
+from archspec.search.report.liveness import state_of, status_of
 from archspec.search.report.payload import (
-    STATUS,
     correlation_note,
     duration,
     family_of,
@@ -54,7 +54,7 @@ def by_first_objective(run: Run) -> list[Trial]:
 
 def heading(run: Run, width: int) -> list[Text]:
     """Return the study, what state it is in, and where it lies."""
-    found = [Text(line, style="bold") for line in wrapped(f"{run.study}  {STATUS.get(run.status, run.status)}", width)]
+    found = [Text(line, style="bold") for line in wrapped(f"{run.study}  {status_of(run)}", width)]
     return [*found, Text(shortened(str(run.folder), width), style="dim")]
 
 
@@ -145,8 +145,8 @@ def status_lines(run: Run, found: Survey, width: int) -> Lines:
 
 
 def running(run: Run) -> list[str]:
-    """Return one line per evaluation in progress; those of a killed driver look the same until it is restarted."""
-    if run.status != "running":
+    """Return one line per evaluation in progress."""
+    if state_of(run) != "running":
         return []
     found = []
     for job in run.running.values():
@@ -186,7 +186,7 @@ def run_data(run: Run, found: Survey) -> dict[str, Any]:
     return {
         "study": run.study,
         "folder": str(run.folder),
-        "status": run.status,
+        "status": state_of(run),
         "seed": run.seed,
         "objectives": [objective.as_dict() for objective in run.objectives],
         "counts": asdict(run.counts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -162,3 +163,14 @@ def test_looking_at_results_imports_no_torch(make_run: MakeRun) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_killed_driver_is_told_from_a_running_one(make_run: MakeRun, capsys: Captured) -> None:
+    folder = make_run(10, status=None)
+    states = []
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    for process, host in ((os.getpid(), socket.gethostname()), (int(gone.stdout), socket.gethostname()), (1, "other")):
+        (folder / "lock").write_text(f"process {process} on {host}\n")
+        assert main(["status", str(folder), "--json"]) == EXIT_OK
+        states.append(json.loads(capsys.readouterr().out)["status"])
+    assert states == ["running", "killed", "running"]
