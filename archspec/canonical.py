@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from archspec.component import Component
+from archspec.composition import Mixer
 from archspec.equivalence import simplified
-from archspec.families import Dim, FeedForward, Gate, Mixer, Retention
+from archspec.families import Dim, FeedForward, Gate, Retention
 from archspec.program import Embed, Inject, Remember, RunLayer, unroll
 from archspec.schema import Block, MemoryMixer, Spec
 
@@ -77,13 +78,8 @@ def _feed_forward(feed_forward: FeedForward, model_dim: int) -> dict[str, Any]:
 
 def _mixer(mixer: Mixer, model_dim: int) -> dict[str, Any]:
     if not isinstance(mixer, MemoryMixer):
-        found = mixer.dump()
-        for path, child in mixer.children().items():
-            target = found
-            for key in path[:-1]:
-                target = target[key]
-            target[path[-1]] = _mixer(child, model_dim)
-        return found
+        fields = {name: _plain(getattr(mixer, name), {"model_dim": model_dim}) for name in type(mixer).model_fields}
+        return mixer.normal_form({"kind": mixer.kind, **fields})
     mixer = simplified(mixer, model_dim)
     dims = mixer.projected_dims(model_dim)
     sizes = vars(dims)
@@ -108,8 +104,12 @@ def _plain(value: Any, sizes: Mapping[str, int] | None = None) -> Any:
         return value.resolve(sizes) if sizes is not None else value.model_dump(mode="json")
     if isinstance(value, Gate):
         value = _plain_gate(value)
+    if isinstance(value, Mixer) and sizes is not None:
+        return _mixer(value, sizes["model_dim"])
     if isinstance(value, tuple | list):
         return [_plain(item, sizes) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(item, sizes) for name, item in value.items()}
     if not hasattr(value, "model_fields_set"):
         return value
     fields = {

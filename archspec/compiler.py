@@ -12,8 +12,8 @@ from torch import nn
 from archspec.blocks.declared import initialise
 from archspec.blocks.mixer import MemoryMixerModule
 from archspec.blocks.model import SequenceModel
+from archspec.composition import Mixer, joined
 from archspec.errors import UnsupportedError, unknown
-from archspec.families import Mixer
 from archspec.forms import form_of
 from archspec.loading import load
 from archspec.lowering import decide
@@ -56,8 +56,8 @@ def compile(  # noqa: A001 - the verb of the field and of torch.compile
         if isinstance(mixer, MemoryMixer):
             decision = decide(Rule.of(mixer, spec.model_dim), kind, backend)
             return MemoryMixerModule(mixer, path, spec.model_dim, depth, form_of(decision, backend))
-        children = {name: build(child, f"{path}.{'.'.join(name)}", depth) for name, child in mixer.children().items()}
-        return mixer.build(children, path, spec.model_dim, depth)
+        instances = {name: build(child, f"{path}.{joined(name)}", depth) for name, child in mixer.instances().items()}
+        return mixer.build(instances, path, spec.model_dim, depth)
 
     def build_block(block: Block, path: str, depth: tuple[int, int]) -> nn.Module:
         return build(block.mixer, path, depth)

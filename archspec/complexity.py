@@ -11,55 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from archspec.composition import Mixer
 from archspec.declarations import mixer_parameters
-from archspec.families import Mixer
 from archspec.initial import ZEROS, Parameter
+from archspec.kept import Kept, Stored
 from archspec.program import RunLayer, unroll
 from archspec.rule import Rule
 from archspec.schema import Block, MemoryMixer, Spec
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 MEMORY_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Scalars kept of each token, of the last ``most`` tokens.
-
-    Args:
-        each: scalars a token.
-        most: tokens kept; None keeps all.
-        before: learned tokens that come before the first.
-        in_memory: whether they are kept in fp32 whatever the model's dtype.
-    """
-
-    each: int
-    most: int | None
-    before: int = 0
-    in_memory: bool = False
-
-    def scalars(self, length: int) -> int:
-        """Return the scalars kept after ``length`` tokens."""
-        tokens = length + self.before
-        return self.each * (tokens if self.most is None else min(self.most, tokens))
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Scalars kept between tokens.
-
-    Args:
-        memory: scalars of memories, always kept in fp32.
-        buffer: scalars in the model's dtype, whatever the length.
-        stored: what grows with the tokens.
-    """
-
-    memory: int = 0
-    buffer: int = 0
-    stored: tuple[Stored, ...] = ()
-
-    def __add__(self, other: Kept) -> Kept:
-        return Kept(self.memory + other.memory, self.buffer + other.buffer, self.stored + other.stored)
 
 
 @dataclass(frozen=True)
@@ -110,7 +71,7 @@ def predict(spec: Spec, vocab_size: int = 256, context: int = 2048) -> Complexit
         if isinstance(step, RunLayer):
             block = spec.blocks[program.blocks[step.index]]
             flops += _block_flops(block, spec, context)
-            kept += _mixer_kept(block.mixer, spec.model_dim)
+            kept += mixer_kept(block.mixer, spec.model_dim)
             if block.feed_forward is not None and block.feed_forward.shift == "lerp":
                 kept += Kept(buffer=spec.model_dim)
     return Complexity(non_embedding + embedding, non_embedding, flops, context, kept)
@@ -118,8 +79,7 @@ def predict(spec: Spec, vocab_size: int = 256, context: int = 2048) -> Complexit
 
 def _block_parameters(block: Block, spec: Spec) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
-    for path, mixer in memory_mixers(block.mixer):
-        _extend(found, f"mixer{path}", mixer_parameters(mixer, spec.model_dim))
+    _extend(found, "mixer", learned(block.mixer, spec.model_dim))
     if block.feed_forward is not None:
         _extend(found, "feed_forward", block.feed_forward.parameters(spec.model_dim))
         if block.feed_forward.shift == "lerp":
@@ -142,26 +102,26 @@ def _extend(found: dict[str, Parameter], prefix: str, more: Mapping[str, Paramet
     found.update({f"{prefix}.{name}": parameter for name, parameter in more.items()})
 
 
-def memory_mixers(mixer: Mixer, path: str = "") -> list[tuple[str, MemoryMixer]]:
-    """Return the memory mixers at and inside a mixer, with their paths below it."""
+def learned(mixer: Mixer, model_dim: int) -> Mapping[str, Parameter]:
+    """Return every parameter of a mixer and of those inside it, by a path of its own."""
     if isinstance(mixer, MemoryMixer):
-        return [(path, mixer)]
-    found = []
-    for name, child in mixer.children().items():
-        found.extend(memory_mixers(child, ".".join((path, *name))))
-    return found
+        return mixer_parameters(mixer, model_dim)
+    return mixer.parameters(model_dim, lambda child: learned(child, model_dim))
 
 
 def _block_flops(block: Block, spec: Spec, context: int) -> int:
     flops = 0 if block.feed_forward is None else block.feed_forward.flops_per_token(spec.model_dim)
-    for _, mixer in memory_mixers(block.mixer):
-        rule = Rule.of(mixer, spec.model_dim)
-        starts = {f"memory.{name}" for name in rule.memory.initial(rule.dims)}
-        maps = (
-            p.size for name, p in mixer_parameters(mixer, spec.model_dim).items() if p.decayed and name not in starts
-        )
-        flops += 2 * sum(maps) + _rule_flops(rule, context)
-    return flops
+    return flops + mixer_flops(block.mixer, spec.model_dim, context)
+
+
+def mixer_flops(mixer: Mixer, model_dim: int, context: int) -> int:
+    """Return the FLOPs of a mixer's matrix products, a token, forward, at ``context`` tokens."""
+    if not isinstance(mixer, MemoryMixer):
+        return mixer.flops(model_dim, context, lambda child, seen: mixer_flops(child, model_dim, seen))
+    rule = Rule.of(mixer, model_dim)
+    starts = {f"memory.{name}" for name in rule.memory.initial(rule.dims)}
+    maps = (p.size for name, p in mixer_parameters(mixer, model_dim).items() if p.decayed and name not in starts)
+    return 2 * sum(maps) + _rule_flops(rule, context)
 
 
 def _rule_flops(rule: Rule, context: int) -> int:
@@ -180,12 +140,11 @@ def _rule_flops(rule: Rule, context: int) -> int:
     return 2 * heads * (predict_flops + back + total)
 
 
-def _mixer_kept(mixer: Mixer, model_dim: int) -> Kept:
-    kept = Kept()
-    for _, memory_mixer in memory_mixers(mixer):
-        rule = Rule.of(memory_mixer, model_dim)
-        kept += _rule_kept(rule, memory_mixer) + _sources_kept(memory_mixer, model_dim)
-    return kept
+def mixer_kept(mixer: Mixer, model_dim: int) -> Kept:
+    """Return what a mixer and those inside it keep between tokens."""
+    if not isinstance(mixer, MemoryMixer):
+        return mixer.kept(model_dim, lambda child: mixer_kept(child, model_dim))
+    return _rule_kept(Rule.of(mixer, model_dim), mixer) + _sources_kept(mixer, model_dim)
 
 
 def _rule_kept(rule: Rule, mixer: MemoryMixer) -> Kept:

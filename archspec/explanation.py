@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from archspec.canonical import architecture_hash
-from archspec.complexity import Complexity, memory_mixers, predict
-from archspec.loading import load
+from archspec.complexity import Complexity, predict
+from archspec.composition import Mixer, inside
+from archspec.loading import dotted, load
 from archspec.lowering import Plan, plan
 from archspec.rule import Rule
 from archspec.schema import MemoryMixer, Spec
@@ -40,13 +41,21 @@ class Explanation:
         self.spec, self.plan, self.complexity = spec, plan, complexity
         self.device, self.context = device, context
 
-    def mixers(self) -> dict[str, MemoryMixer]:
-        """Return the memory mixers that the layout uses, by their path in the document."""
+    def mixers(self) -> dict[str, Mixer]:
+        """Return the mixers with a recurrence of their own that the layout uses, by their path in the document."""
+        return {path: mixer for path, mixer in self._used().items() if path in self.plan.decisions}
+
+    def compositions(self) -> dict[str, str]:
+        """Return the mixers made of mixers that the layout uses: their summaries, by their path in the document."""
+        return {path: mixer.summary() for path, mixer in self._used().items() if mixer.children()}
+
+    def _used(self) -> dict[str, Mixer]:
+        names = set(self.spec.layout.names())
         return {
-            f"blocks.{name}.mixer{path}": mixer
+            dotted(path): mixer
             for name, block in self.spec.blocks.items()
-            for path, mixer in memory_mixers(block.mixer)
-            if f"blocks.{name}.mixer{path}" in self.plan.decisions
+            if name in names
+            for path, mixer in inside(block.mixer, ("blocks", name, "mixer"))
         }
 
     def data(self) -> dict[str, Any]:
@@ -62,10 +71,11 @@ class Explanation:
             "flops_per_token": self.complexity.flops_per_token,
             "state_bytes": self.complexity.state_bytes(self.context),
             "layers": [list(paths) for paths in self.plan.layers],
+            "compositions": self.compositions(),
             "mixers": {
                 path: {
                     "coordinates": coordinates(mixers[path]),
-                    "dims": vars(Rule.of(mixers[path], self.spec.model_dim).dims),
+                    "dims": _dims(mixers[path], self.spec.model_dim),
                     "family": decision.family,
                     "form": decision.form,
                     "kernel": decision.kernel,
@@ -84,6 +94,8 @@ class Explanation:
             f"  FLOPs per token   {data['flops_per_token']:>15,}  (forward, context {self.context:,})",
             f"  state bytes       {data['state_bytes']:>15,}  (one sequence of {self.context:,} tokens, float32)",
         ]
+        for path, summary in data["compositions"].items():
+            lines += ["", path, f"  {summary}"]
         for path, mixer in data["mixers"].items():
             count = sum(path in layer for layer in self.plan.layers)
             heads = mixer["dims"]
@@ -91,7 +103,11 @@ class Explanation:
                 "",
                 f"{path}  (in {count} layer{'s' if count != 1 else ''})",
                 f"  {mixer['coordinates']}",
-                f"  {heads['num_heads']} heads, key {heads['key_dim']}, value {heads['value_dim']}",
+                *(
+                    [f"  {heads['num_heads']} heads, key {heads['key_dim']}, value {heads['value_dim']}"]
+                    if heads
+                    else []
+                ),
                 f"  runs as {mixer['family']} / {mixer['form']} on {mixer['kernel']}: {mixer['reason']}",
             ]
             lines += [f"    not {item['family']}: {item['reason']}" for item in mixer["rejected"]]
@@ -100,10 +116,19 @@ class Explanation:
         return "\n".join(lines)
 
 
-def coordinates(mixer: MemoryMixer) -> str:
-    """Return the four choices of a mixer in one line, such as ``matrix x l2 x decay(ssd) x gradient_descent``."""
+def coordinates(mixer: Mixer) -> str:
+    """Return the four choices of a mixer in one line, such as ``matrix x l2 x decay(ssd) x gradient_descent``.
+
+    Of a mixer outside the four choices: its own summary.
+    """
+    if not isinstance(mixer, MemoryMixer):
+        return mixer.summary()
     gate = mixer.retention.decay_gate
     retention = mixer.retention.kind if gate is None else f"{mixer.retention.kind}({gate.kind}/{gate.granularity})"
     anchor = mixer.update.anchor
     update = mixer.update.kind if anchor is None else f"{mixer.update.kind}@{anchor.every}"
     return " x ".join((mixer.memory.kind, mixer.bias.kind, retention, update))
+
+
+def _dims(mixer: Mixer, model_dim: int) -> dict[str, int]:
+    return vars(Rule.of(mixer, model_dim).dims) if isinstance(mixer, MemoryMixer) else {}

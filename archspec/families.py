@@ -24,7 +24,6 @@ from archspec.initial import Initial, Offset, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module
 
     from archspec.shapes import HeadDims
 
@@ -511,27 +510,6 @@ class FeedForward(Component, family="feed_forward", noun="feed-forward"):
     def flops_per_token(self, model_dim: int) -> int:
         """Return multiply-adds counted as two, one token, forward."""
         return 2 * sum(parameter.size for parameter in self.parameters(model_dim).values() if parameter.decayed)
-
-
-class Mixer(Component, family="mixer", noun="mixer", default_kind="memory"):
-    """The sequence mixer of a block."""
-
-    def children(self) -> Mapping[tuple[str, ...], Mixer]:
-        """Return the mixers inside this one, by their path below it; none by default."""
-        return {}
-
-    def build(
-        self, children: Mapping[tuple[str, ...], Module], path: str, model_dim: int, depth: tuple[int, int]
-    ) -> Module:
-        """Return the module of this composition from those of its children; called as module(x, carry).
-
-        Args:
-            children: the modules of ``children``, by the same paths.
-            path: where its state is kept.
-            model_dim: D.
-            depth: (layer, number of layers).
-        """
-        raise UnsupportedError(f"mixer {self.kind}: it composes no mixers; the compiler builds it itself.")
 
 
 def gates_of(component: Component | Part, prefix: str = "") -> Iterator[tuple[str, Gate]]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from archspec.composition import Finding, Mixer, Path
 from archspec.declarations import stream_widths
 from archspec.errors import nearest
-from archspec.families import Gate, Mixer, Per, Projection, Source, gate_size
+from archspec.families import Gate, Per, Projection, Source, gate_size
 from archspec.rule import granularity
 from archspec.schema import MemoryMixer, Spec
 from archspec.shapes import HeadDims
 
-Path = tuple[str | int, ...]
-Finding = tuple[Path, str]
 PROJECTIONS = ("query", "key", "value")
 NON_NEGATIVE = ("update.step_size", "bias.threshold")
 FRACTIONS = ("retention.gate", "update.momentum")
@@ -56,6 +55,7 @@ def _mixer(mixer: Mixer, model_dim: int, path: Path) -> Iterator[Finding]:
     for name, child in mixer.children().items():
         yield from _mixer(child, model_dim, (*path, *name))
     if not isinstance(mixer, MemoryMixer):
+        yield from (((*path, *local), message) for local, message in mixer.findings(model_dim))
         return
     found = list(_references(mixer))
     try:

@@ -19,9 +19,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from archspec.complexity import memory_mixers
+from archspec.composition import inside
+from archspec.loading import dotted
 from archspec.rule import Rule
-from archspec.schema import Spec
+from archspec.schema import MemoryMixer, Spec
 
 MAX_TRITON_DIM = 256
 
@@ -95,7 +96,7 @@ def decide(rule: Rule, device: str = "cpu", backend: str = "auto") -> Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions for every memory mixer of a spec, in the order of its blocks.
+    """The decisions for every mixer of a spec that has a recurrence, in the order of its blocks.
 
     Args:
         decisions: (path of the mixer in the document, decision).
@@ -124,9 +125,14 @@ def plan(spec: Spec, device: str = "cpu", backend: str = "auto") -> Plan:
     decisions: dict[str, Decision] = {}
     by_block: dict[str, tuple[str, ...]] = {}
     for name, block in spec.blocks.items():
-        found = dict(memory_mixers(block.mixer, f"blocks.{name}.mixer"))
-        for path, mixer in found.items():
-            decisions[path] = decide(Rule.of(mixer, spec.model_dim), device, backend)
+        found: dict[str, Decision] = {}
+        for steps, mixer in inside(block.mixer, ("blocks", name, "mixer")):
+            own = mixer.lowered()
+            if isinstance(mixer, MemoryMixer):
+                found[dotted(steps)] = decide(Rule.of(mixer, spec.model_dim), device, backend)
+            elif own is not None:
+                found[dotted(steps)] = Decision(own.family, own.form, "torch", own.reason, ())
+        decisions.update(found)
         by_block[name] = tuple(found)
     used = tuple(by_block[name] for name in spec.layout.names())
     alive = {path for layer in used for path in layer}

@@ -12,13 +12,13 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from archspec.component import Component, Count, Flag, Integer, Off, StrictModel, Text
+from archspec.composition import Mixer
 from archspec.families import (
     Bias,
     Dim,
     FeedForward,
     Gate,
     Memory,
-    Mixer,
     Norm,
     Part,
     Projection,
