@@ -16,7 +16,7 @@ Group = Literal[
 ]
 UNITS = {"bytes": (1024, " B", " KiB", " MiB", " GiB", " TiB"), "count": (1000, "", "k", "M", "G", "T")}
 _LABELS = {"non_embedding_parameters": "non-embedding parameters", "flops_per_token": "FLOPs per token"}
-_COUNTS = ("parameters", "non_embedding_parameters", "flops_per_token")
+_COUNTS = ("parameters", "non_embedding_parameters", "flops_per_token", "state_size", "layers")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Column:
         key: unique; the name by which search files and records know it.
         label: for people, without the unit.
         direction: which way is better, None where it is not stated.
-        unit: ``bytes``, ``count``, ``ms`` or nothing.
+        unit: ``bytes``, ``count``, ``ms``, ``nats`` or nothing.
         log: whether the figure spreads over orders of magnitude.
     """
 
@@ -71,12 +71,14 @@ def _candidates(run: Run) -> Iterator[Column]:
         for name, direction in task["scores"].items():
             yield _column(name, "Test scores", direction)
     for name, direction in run.metrics.items():
-        yield _column(name, "Training-free", direction)
+        yield _column(name, "Size" if name in FIGURES else "Training-free", direction)
     trials = list(run)
     for name in _first_seen(trial.training_free for trial in trials):
         yield _column(name, "Training-free")
+    told = {objective.metric for objective in run.objectives if objective.at_length}
     for name in _first_seen(trial.figures for trial in trials):
-        yield _column(name, "Size", FIGURES.get(name))
+        if name not in told:  # an objective says at which length; the bare figure beside it would only confuse
+            yield _column(name, "Size", FIGURES.get(name))
     for trial in trials:
         for name, value in trial.cost.items():
             if isinstance(value, Mapping) and "median" in value:
@@ -105,7 +107,9 @@ def _column(name: str, group: Group, direction: Direction | None = None, label: 
     unit = "count" if name in _COUNTS else "bytes" if name.endswith("_bytes") else ""
     if name.endswith("_ms") or "_ms_" in name:
         unit = "ms"
-    return Column(name, label or readable(name), group, direction, unit, log=bool(unit))
+    elif name.endswith("_nats"):
+        unit = "nats"
+    return Column(name, label or readable(name), group, direction, unit, log=unit not in ("", "nats"))
 
 
 def readable(name: str) -> str:
@@ -113,7 +117,7 @@ def readable(name: str) -> str:
     if name in _LABELS:
         return _LABELS[name]
     words = name.replace("/", " ").replace("_", " ").replace(":", " ")
-    for unit in (" ms per ", " ms", " bytes"):
+    for unit in (" ms per ", " ms", " bytes", " nats"):
         if words.endswith(unit) or unit.endswith("per "):
             words = words.replace(unit, " per " if unit.endswith("per ") else "")
     return words
@@ -178,4 +182,5 @@ def interval(entry: Entry | None, unit: str = "") -> str:
     """Return ``[low, high]``, or nothing where no interval is known."""
     if entry is None or entry.low is None or entry.high is None:
         return ""
-    return f"[{number(entry.low, unit)}, {number(entry.high, unit)}]"
+    shown = unit if unit in UNITS else ""  # the mean beside it carries any other unit
+    return f"[{number(entry.low, shown)}, {number(entry.high, shown)}]"

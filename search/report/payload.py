@@ -63,6 +63,15 @@ def marks_of(trial: Trial, found: Survey) -> list[str]:
     return [*marks, "baseline"] if trial.origin == "baseline" else marks
 
 
+def choices_of(trial: Trial) -> list[tuple[str, str]]:
+    """Return what was drawn, as (place, value); a value is stored under its key, as in ``bias:l2``."""
+    found = []
+    for place, value in trial.coordinates.items():
+        text, key = str(value), re.split(r"[./]", place)[-1]
+        found.append((place, text.removeprefix(f"{key}:")))
+    return found
+
+
 def flattened(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Return nested settings as (name, text) pairs in their order."""
     pairs: list[tuple[str, str]] = []
@@ -139,7 +148,7 @@ def _trial(trial: Trial, run: Run, found: Survey, columns: list[Column]) -> dict
         "front": trial.number in found.front,
         "knee": trial.number == found.knee,
         "values": values,
-        "choices": [[place, str(value)] for place, value in trial.coordinates.items()],
+        "choices": choices_of(trial),
         "coordinates": [asdict(item) for item in coordinates(spec)],
         "curves": _curves(trial, run),
         "cost": _cost(trial),

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 LINE = 96
+FIRST = ("version", "study", "name", "about")
 _NUMERIC = "+-.0123456789"
 
 
@@ -53,9 +54,10 @@ for _kind, _represent in _REPRESENTERS:
 
 
 def spec_text(spec: Mapping[str, Any], width: int = LINE) -> str:
-    """Return the YAML of a spec, its keys in their order; characters that do not print are escaped."""
-    text = _dump(spec, width, allow_unicode=True)
-    return text if text.replace("\n", "").isprintable() else _dump(spec, width, allow_unicode=False)
+    """Return the YAML of a spec, its keys in their order, the name first; characters that do not print are escaped."""
+    ordered = {key: spec[key] for key in (*FIRST, *spec) if key in spec}
+    text = _dump(ordered, width, allow_unicode=True)
+    return text if text.replace("\n", "").isprintable() else _dump(ordered, width, allow_unicode=False)
 
 
 def _dump(spec: Mapping[str, Any], width: int, *, allow_unicode: bool) -> str:

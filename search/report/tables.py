@@ -14,6 +14,7 @@ from archspec.search.report.coordinates import coordinates
 from archspec.search.report.figures import Column, columns_of, entries_of, interval, number, readable, with_spread
 from archspec.search.report.liveness import state_of, status_of
 from archspec.search.report.payload import (
+    choices_of,
     correlation_note,
     duration,
     family_of,
@@ -36,11 +37,12 @@ Lines = list[Text | str]
 def front_lines(run: Run, found: Survey, trials: Sequence[Trial], width: int) -> Lines:
     """Return the table of ``trials``, the hypervolume and the correlations."""
     columns = [column for column in columns_of(run) if column.group == "Objectives"]
-    extra = [column for column in columns_of(run) if column.key in ("parameters", "state_bytes")]
+    told = {objective.metric for objective in run.objectives}
+    extra = [column for column in columns_of(run) if column.key in {"parameters", "state_bytes"} - told]
     goals = ", ".join(f"{column.label} {ARROWS[column.direction]}" for column in columns)
     share = f"{len(found.front)} of {len(run.trained)} trained trials are on the front over {goals}"
     lines: Lines = [*heading(run, width), *wrapped(share, width), ""]
-    lines += front_table(trials, found, [*columns, *(item for item in extra if item.key not in _keys(columns))], width)
+    lines += front_table(trials, found, [*columns, *extra], width)
     lines += ["", *facts(hypervolume_facts(run, found), width), ""]
     return lines + correlation_lines(run.correlations, run, width)
 
@@ -107,7 +109,7 @@ def trial_lines(trial: Trial, run: Run, found: Survey, width: int) -> Lines:
         lines += wrapped(trial.note, width)
     at = [(item.where, item.line()) for item in coordinates(trial.spec)]
     lines += _section("coordinates", facts(at, width - 2))
-    lines += _section("drawn", facts([(place, str(value)) for place, value in trial.coordinates.items()], width - 2))
+    lines += _section("drawn", facts(choices_of(trial), width - 2))
     lines += _scores(trial, run, width - 2)
     lines += _section("training", _curves(trial, run, width - 2))
     lines += _section("kernels", facts(_kernels(trial), width - 2))
@@ -198,10 +200,6 @@ def run_data(run: Run, found: Survey) -> dict[str, Any]:
         "started": run.started,
         "updated": run.updated,
     }
-
-
-def _keys(columns: Sequence[Column]) -> set[str]:
-    return {column.key for column in columns}
 
 
 def _section(title: str, lines: Sequence[Text]) -> Lines:

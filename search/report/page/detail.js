@@ -50,14 +50,16 @@ function drawScores(trial) {
   const present = data.columns.filter((column) => trial.values[column.key]);
   const groups = [...new Set(present.map((column) => column.group))];
   const rows = groups.flatMap((group) => [
-    el("tr", {}, el("th", { colspan: 3, scope: "rowgroup", class: "group" }, group)),
+    el("tr", {}, el("th", { colspan: 2, scope: "rowgroup", class: "group" }, group)),
     ...present.filter((column) => column.group === group).map((column) => scoreRow(column, trial.values[column.key])),
   ]);
   return rows.length ? [el("table", { class: "scores" }, el("tbody", {}, rows))] : [];
 }
 function scoreRow(column, entry) {
   const runs = entry.n > 1 ? `n = ${entry.n}` : "";
-  return rowOf([[column.label], [measured(entry, column.unit), "n"], [[interval(entry, column.unit), runs].filter(Boolean).join("  "), "n spread"]]);
+  const extent = [interval(entry, column.unit), runs].filter(Boolean).join(", ");
+  const below = extent && el("div", { class: "spread" }, extent);
+  return el("tr", {}, el("td", {}, column.label), el("td", { class: "n" }, measured(entry, column.unit), below));
 }
 
 function drawCurves(trial) {

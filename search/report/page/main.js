@@ -20,13 +20,20 @@ function buildCorrelations() {
   const card = document.getElementById("correlations");
   card.append(el("h2", {}, "Does a metric rank trained models?"), el("p", { class: "note" }, data.correlation_note));
   if (!data.correlations.length) return;
-  const rows = data.correlations.map((row) => el("tr", {}, [
-    el("td", {}, row.metric), el("td", {}, row.score), el("td", { class: "n" }, signed(row.rho)),
+  const scores = [...new Set(data.correlations.map((row) => row.score))];
+  const rows = scores.flatMap((score) => [
+    el("tr", {}, el("th", { colspan: 6, scope: "rowgroup", class: "group" }, `against ${score}`)),
+    ...data.correlations.filter((row) => row.score === score).map(correlationRow),
+  ]);
+  card.append(el("div", { class: "scroll" }, el("table", { id: "correlation-table" },
+    headOf([["metric"], ["rank correlation", "n"], ["95% interval", "n"], ["at equal size", "n"], ["n", "n"], ["verdict"]]), el("tbody", {}, rows))));
+}
+function correlationRow(row) {
+  return el("tr", {}, [
+    el("td", {}, row.metric), el("td", { class: "n" }, signed(row.rho)),
     el("td", { class: "n spread" }, row.low === null ? "\u2013" : `[${row.low.toFixed(2)}, ${row.high.toFixed(2)}]`.replaceAll("-", "\u2212")),
     el("td", { class: "n" }, signed(row.partial)), el("td", { class: "n" }, row.n), el("td", { class: `verdict ${row.evidence ? "" : "none"}` }, row.verdict),
-  ]));
-  card.append(el("div", { class: "scroll" }, el("table", { id: "correlation-table" },
-    headOf([["metric"], ["score"], ["rank correlation", "n"], ["95% interval", "n"], ["at equal size", "n"], ["n", "n"], ["verdict"]]), el("tbody", {}, rows))));
+  ]);
 }
 function facts(entries) {
   return el("dl", { class: "facts" }, entries.flatMap(([label, value]) => [el("dt", {}, label), el("dd", {}, value)]));
@@ -39,7 +46,7 @@ function buildRun() {
 function firstSelected() {
   const wanted = byNumber.get(Number(location.hash.replace("#trial-", "")));
   if (location.hash.startsWith("#trial-") && wanted) return wanted;
-  return trials.find((trial) => trial.knee) ?? trials.find((trial) => trial.front) ?? trials.find((trial) => trial.state === "trained") ?? trials[0];
+  return trials.find((trial) => trial.knee) ?? trials.find((trial) => trial.front && !trial.baseline) ?? trials.find((trial) => trial.front) ?? trials.find((trial) => trial.state === "trained") ?? trials[0];
 }
 
 buildHeading();

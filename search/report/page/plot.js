@@ -74,20 +74,17 @@ function drawAxes(sx, sy, frame) {
   return [grid, axis];
 }
 
-// A figure's mean and, for a trained trial, the ends of its interval: what the axis has to hold.
-function reachOf(trial, key) {
-  const { mean, low, high } = trial.values[key];
-  const ends = trial.state === "trained" && Number.isFinite(low) && Number.isFinite(high) ? [low, high] : [];
-  return columns.get(key).log ? [mean, ...ends.filter((value) => value > 0)] : [mean, ...ends];
-}
-function drawWhiskers(trial, point, sx, sy) {
+// Intervals may reach beyond the frame, which is fitted to the means: they end at its edge.
+function drawWhiskers({ trial, x, y }, sx, sy, frame) {
   const marks = [];
   const colour = colourOf(familyOf(trial));
   const [ex, ey] = [trial.values[plot.x], trial.values[plot.y]];
   const line = (x1, y1, x2, y2) => marks.push(svg("line", { class: "whisker", stroke: colour, x1, y1, x2, y2 }));
   const usable = (key, entry) => Number.isFinite(entry.low) && Number.isFinite(entry.high) && (!plot.log[key] || entry.low > 0);
-  if (usable(plot.x, ex)) line(sx.at(ex.low), point.y, sx.at(ex.high), point.y);
-  if (usable(plot.y, ey)) line(point.x, sy.at(ey.low), point.x, sy.at(ey.high));
+  const across = (value) => Math.min(frame.right, Math.max(frame.left, sx.at(value)));
+  const up = (value) => Math.min(frame.bottom, Math.max(frame.top, sy.at(value)));
+  if (usable(plot.x, ex)) line(across(ex.low), y, across(ex.high), y);
+  if (usable(plot.y, ey)) line(x, up(ey.low), x, up(ey.high));
   return marks;
 }
 
@@ -175,7 +172,7 @@ function drawPlot() {
     plot.points = [];
     return;
   }
-  const [xs, ys] = [plot.x, plot.y].map((key) => shown.flatMap((trial) => reachOf(trial, key)));
+  const [xs, ys] = [plot.x, plot.y].map((key) => shown.map((trial) => meanOf(trial, key)));
   const sx = makeScale(xs, isLog(plot.x, xs), [frame.left, frame.right], columns.get(plot.x).unit);
   const sy = makeScale(ys, isLog(plot.y, ys), [frame.bottom, frame.top], columns.get(plot.y).unit);
   const front = frontOfAxes(shown);
@@ -186,7 +183,7 @@ function drawPlot() {
   const stacked = [...plot.points].sort((a, b) => depth(a) - depth(b));
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": caption() },
     ...drawAxes(sx, sy, frame), ...(staircase ? drawFront(staircase) : []),
-    ...stacked.filter(({ trial }) => trial.state === "trained").flatMap((point) => drawWhiskers(point.trial, point, sx, sy)),
+    ...stacked.filter(({ trial }) => trial.state === "trained").flatMap((point) => drawWhiskers(point, sx, sy, frame)),
     drawLabels(frame, staircase ? staircase.corners : []), ...stacked.map(drawPoint));
   holder.replaceChildren(picture, tooltip);
   rove(plot.points.find(({ trial }) => trial.number === (plot.focus ?? selected)) ?? plot.points[0]);

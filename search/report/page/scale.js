@@ -18,7 +18,7 @@ function makeScale(values, log, range, unit) {
     [low, high] = log ? [low / margin, high * margin] : [low - margin, high + margin];
   }
   let [from, to] = [forward(low), forward(high)];
-  const margin = (to - from) * 0.07;
+  const margin = (to - from) * 0.09;
   [from, to] = [from - margin, to + margin];
   const at = (value) => range[0] + ((forward(value) - from) / (to - from)) * (range[1] - range[0]);
   const bounds = log ? [Math.exp(from), Math.exp(to)] : [from, to];

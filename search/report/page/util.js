@@ -50,7 +50,8 @@ function measured(entry, unit) {
 }
 function interval(entry, unit) {
   if (!entry || entry.low === null || entry.low === undefined) return "";
-  return `[${format(entry.low, unit)}, ${format(entry.high, unit)}]`;
+  const shown = unit === "bytes" || unit === "count" ? unit : ""; // the mean beside it carries any other
+  return `[${format(entry.low, shown)}, ${format(entry.high, shown)}]`;
 }
 const meanOf = (trial, key) => {
   const entry = trial.values[key];
