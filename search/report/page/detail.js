@@ -41,10 +41,11 @@ const rowOf = (cells) => el("tr", {}, cells.map(([text, name]) => el("td", { cla
 const headOf = (cells) => el("thead", {}, el("tr", {}, cells.map(([text, name]) => el("th", { class: name, scope: "col" }, text))));
 
 function drawCoordinates(trial) {
-  if (!trial.coordinates.length) return [];
-  const rows = trial.coordinates.map((at) => rowOf([[`${at.num_layers}\u00d7`], [at.memory], [at.bias], [at.retention], [at.update]]));
-  return [el("h3", {}, "Coordinates"), el("div", { class: "scroll" }, el("table", { class: "coordinates" },
-    headOf([["layers"], ["memory"], ["bias"], ["retention"], ["update"]]), el("tbody", {}, rows)))];
+  const at = trial.coordinates;
+  if (!at.length) return [];
+  const heads = at.map((mixer) => [`${mixer.num_layers} ${mixer.num_layers === 1 ? "layer" : "layers"}`]);
+  const rows = ["memory", "bias", "retention", "update"].map((axis) => rowOf([[axis, "axis-name"], ...at.map((mixer) => [mixer[axis]])]));
+  return [el("h3", {}, "Coordinates"), el("table", { class: "coordinates" }, headOf([[""], ...heads]), el("tbody", {}, rows))];
 }
 function drawScores(trial) {
   const present = data.columns.filter((column) => trial.values[column.key]);

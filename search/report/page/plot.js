@@ -22,6 +22,7 @@ const signOf = (column) => (column.direction === "maximize" ? 1 : -1);
 function frontOfAxes(shown) {
   const [cx, cy] = [columns.get(plot.x), columns.get(plot.y)];
   if (!cx.direction || !cy.direction || plot.x === plot.y) return [];
+  if (!shown.every((trial) => trial.state === "trained")) return []; // untrained ones would seem to lie beyond it
   const gain = (trial) => [signOf(cx) * meanOf(trial, plot.x), signOf(cy) * meanOf(trial, plot.y)];
   const trained = shown.filter((trial) => trial.state === "trained").map((trial) => ({ trial, gain: gain(trial) }));
   trained.sort((a, b) => b.gain[0] - a.gain[0] || b.gain[1] - a.gain[1]);
@@ -99,7 +100,7 @@ function drawPoint(point) {
   const classes = ["point", trained ? "" : "untrained", trained && !trial.front ? "behind" : "", trial.baseline ? "baseline" : ""];
   const index = familyOf(trial);
   const radius = trained ? 5.6 : 3.4;
-  const mark = trained || trial.baseline ? glyph(index, radius) : glyph(index, radius, { stroke: colourOf(index) });
+  const mark = glyph(index, radius);
   const node = svg("g", {
     class: classes.filter(Boolean).join(" "), transform: `translate(${x.toFixed(1)},${y.toFixed(1)})`,
     role: "button", tabindex: -1, "aria-label": describe(trial), "data-trial": trial.number,
@@ -139,7 +140,7 @@ function drawLabels(frame, corners) {
   for (const { trial, x, y } of plot.labels ? wanted : []) {
     const name = trial.name.length > 26 ? trial.name.slice(0, 25) + "\u2026" : trial.name;
     const text = trial.knee ? `${name} (knee)` : name;
-    const width = text.length * 6.5 + 2;
+    const width = textWidth(text, 12, trial.knee ? 650 : 400) + 4;
     const away = trial.knee ? 15 : 10;
     const places = [[away, 4, "start"], [-away, 4, "end"], [0, -12, "middle"], [0, 21, "middle"], [9, -9, "start"], [9, 17, "start"], [-9, -9, "end"], [-9, 17, "end"]];
     const boxAt = ([dx, dy, anchor]) => {
@@ -181,14 +182,15 @@ function drawPlot() {
   plot.points.sort((a, b) => a.x - b.x || a.y - b.y);
   const depth = ({ trial }) => (trial.state === "trained") + 2 * trial.front + 4 * trial.baseline + 8 * trial.knee;
   const stacked = [...plot.points].sort((a, b) => depth(a) - depth(b));
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": caption() },
+  const legend = makeLegend(shown, front.length > 0, width);
+  legend.layer.setAttribute("transform", `translate(0,${height + 8})`);
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height + 8 + legend.height}`, role: "group", "aria-label": caption() },
     ...drawAxes(sx, sy, frame), ...(staircase ? drawFront(staircase) : []),
     ...stacked.filter(({ trial }) => trial.state === "trained").flatMap((point) => drawWhiskers(point, sx, sy, frame)),
-    drawLabels(frame, staircase ? staircase.corners : []), ...stacked.map(drawPoint));
+    drawLabels(frame, staircase ? staircase.corners : []), ...stacked.map(drawPoint), legend.layer);
   holder.replaceChildren(picture, tooltip);
   rove(plot.points.find(({ trial }) => trial.number === (plot.focus ?? selected)) ?? plot.points[0]);
   markSelected();
-  drawLegend(shown, front.length > 0);
 }
 function isLog(key, values) {
   if (plot.log[key] === undefined) plot.log[key] = prefersLog(columns.get(key), values);

@@ -18,25 +18,29 @@ function showTooltip({ trial, x, y }) {
 }
 function hideTooltip() { tooltip.hidden = true; }
 
-function drawLegend(shown, hasFront) {
-  const item = (mark, text) => el("span", {}, svg("svg", { viewBox: "-9 -9 18 18", "aria-hidden": "true" }, mark), text);
+// The legend is part of the figure, so that a saved figure explains itself. Returns it with the height it takes.
+function makeLegend(shown, hasFront, width) {
   const present = new Set(shown.map((trial) => trial.family));
   const families = data.families.filter((family) => present.has(family));
-  const items = families.slice(0, NUM_COLOURS - 1).map((family) => item(glyph(familyIndex.get(family), 5.6), family));
-  const others = families.slice(NUM_COLOURS - 1);
-  if (others.length) items.push(item(glyph(NUM_COLOURS - 1, 5.6), others.length === 1 ? others[0] : `${others.length} other families`));
-  const circle = SHAPES[0];
+  const others = families.splice(NUM_COLOURS - 1);
+  const items = families.map((family) => [glyph(familyIndex.get(family), 5.6), family]);
+  if (others.length) items.push([glyph(NUM_COLOURS - 1, 5.6), others.length === 1 ? others[0] : `${others.length} other families`]);
+  const plain = (size, kind) => svg("g", { class: kind }, glyph(7, size, { d: SHAPES[0](size) }));
   const has = (test) => shown.some(test);
-  if (hasFront) items.push(item(svg("path", { class: "front-line", d: "M-9,5H-2V-4H9" }), "front of these two axes"));
-  if (has((trial) => trial.knee)) items.push(item(svg("circle", { class: "ring", r: 6.5 }), "knee"));
-  if (has((trial) => trial.baseline)) items.push(item(svg("g", { class: "point baseline" }, glyph(7, 5.6, { d: circle(5.6) })), "baseline"));
-  if (has((trial) => trial.state === "trained" && !trial.front)) {
-    items.push(item(svg("g", { class: "point behind" }, glyph(7, 5.6, { d: circle(5.6) })), "trained, behind the front"));
+  if (hasFront) items.push([svg("path", { class: "front-line", d: "M-8,5H-1V-4H8" }), "front of these two axes"]);
+  if (has((trial) => trial.knee)) items.push([svg("circle", { class: "ring", r: 6.5 }), "knee"]);
+  if (has((trial) => trial.baseline)) items.push([plain(5.6, "baseline"), "baseline"]);
+  if (has((trial) => trial.state === "trained" && !trial.front)) items.push([plain(5.6, "behind"), "trained, behind the front"]);
+  if (has((trial) => trial.state !== "trained")) items.push([plain(4, "untrained"), "not trained"]);
+  const layer = svg("g", { class: "legend", transform: "translate(0,0)" });
+  let [x, y] = [10, 10];
+  for (const [mark, text] of items) {
+    const size = 15 + textWidth(text, 12.5) + 20;
+    if (x > 10 && x + size > width) [x, y] = [10, y + 23];
+    layer.append(svg("g", { transform: `translate(${x},${y})` }, mark, svg("text", { x: 15, y: 4.5 }, text)));
+    x += size;
   }
-  if (has((trial) => trial.state !== "trained")) {
-    items.push(item(svg("g", { class: "point untrained" }, glyph(7, 4, { d: circle(4), stroke: colourOf(7) })), "not trained"));
-  }
-  document.getElementById("legend").replaceChildren(...items);
+  return { layer, height: y + 12 };
 }
 
 function axisSelect(axis) {
@@ -72,18 +76,19 @@ function toggle(key, text) {
 function figureText() {
   const source = document.querySelector("#plot svg");
   const copy = source.cloneNode(true);
-  const kept = ["fill", "stroke", "stroke-width", "stroke-linejoin", "paint-order", "opacity", "font-size", "font-weight", "font-family"];
+  const kept = ["color", "fill", "stroke", "stroke-width", "stroke-linejoin", "paint-order", "opacity", "font-size", "font-weight", "font-family"];
   const originals = source.querySelectorAll("*"), copies = copy.querySelectorAll("*");
   originals.forEach((original, index) => {
     const style = getComputedStyle(original);
     for (const property of kept) copies[index].setAttribute(property, style.getPropertyValue(property));
-    for (const name of ["class", "tabindex", "role", "data-trial"]) copies[index].removeAttribute(name);
+    if (original.matches(".halo, .hit")) copies[index].setAttribute("display", "none");
+    for (const name of ["class", "tabindex", "role", "data-trial", "aria-pressed"]) copies[index].removeAttribute(name);
   });
-  copy.querySelectorAll('[r][stroke-width="0px"]').forEach((node) => node.remove());
-  const [, , width, height] = copy.getAttribute("viewBox").split(" ");
-  copy.setAttribute("width", width);
-  copy.setAttribute("height", height);
-  copy.prepend(svg("rect", { width, height, fill: getComputedStyle(document.getElementById("plot-card")).backgroundColor }));
+  copy.querySelectorAll('[display="none"]').forEach((node) => node.remove());
+  const edge = 16;
+  const [width, height] = copy.getAttribute("viewBox").split(" ").slice(2).map((size) => Number(size) + 2 * edge);
+  for (const [name, value] of Object.entries({ width, height, viewBox: `${-edge} ${-edge} ${width} ${height}` })) copy.setAttribute(name, value);
+  copy.prepend(svg("rect", { x: -edge, y: -edge, width, height, fill: getComputedStyle(document.getElementById("plot-card")).backgroundColor }));
   return new XMLSerializer().serializeToString(copy);
 }
 function saveFigure() {
@@ -102,7 +107,6 @@ function buildPlotCard() {
     el("div", { class: "controls" }, logBox("x"), logBox("y"), toggle("labels", "names"),
       trials.some((trial) => trial.state !== "trained") ? toggle("untrained", "untrained trials") : null),
     el("div", { class: "plot", id: "plot" }),
-    el("div", { class: "legend", id: "legend" }),
     el("p", { class: "note" }, data.plot_note),
   );
   if (!plot.x || !plot.y) {

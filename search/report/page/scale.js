@@ -1,3 +1,10 @@
+// How wide a text will be, in pixels, before it is drawn.
+const pen = document.createElement("canvas").getContext("2d");
+function textWidth(text, size, weight = 400) {
+  pen.font = `${weight} ${size}px ${getComputedStyle(document.body).fontFamily}`;
+  return pen.measureText(text).width;
+}
+
 // Axes: linear and logarithmic scales with readable ticks. Bytes are counted in powers of two.
 function extentOf(values) {
   let low = Infinity, high = -Infinity;

@@ -89,7 +89,7 @@ const SHAPES = [
 function around(turn, radius) { return [radius * Math.sin(2 * Math.PI * turn), -radius * Math.cos(2 * Math.PI * turn)]; }
 function polygon(corners, r) { return "M" + corners.map(([x, y]) => `${(x * r).toFixed(2)},${(y * r).toFixed(2)}`).join("L") + "Z"; }
 function glyph(index, r, extra = {}) {
-  return svg("path", { class: "mark", d: SHAPES[index](r), fill: colourOf(index), ...extra });
+  return svg("path", { class: "mark", d: SHAPES[index](r), fill: colourOf(index), color: colourOf(index), ...extra });
 }
 function swatch(trial) {
   const index = familyOf(trial);

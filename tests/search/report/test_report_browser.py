@@ -171,7 +171,7 @@ def test_a_point_can_be_clicked_and_shows_its_spec(page: Page, make_run: MakeRun
     page.open(write_report(make_run(60)))
     trained = page.evaluate("document.querySelectorAll('#plot .point:not(.untrained)').length")
     assert trained == 14  # three baselines, and 5, 10, ... 55
-    assert page.evaluate("document.querySelectorAll('#plot .front-line').length") == 1
+    assert page.evaluate("document.querySelectorAll('#plot .area').length") == 1
 
     page.click('#plot .point[data-trial="45"]')
     assert page.evaluate("document.querySelector('#detail h2').textContent") == "quick-45"
@@ -226,6 +226,10 @@ def test_axes_table_and_filter_answer(page: Page, make_run: MakeRun) -> None:
     choose = choose.replace("axis-x", "axis-y").replace("recall_at_init", "memory_capacity")
     page.evaluate(choose + "box.dispatchEvent(new Event('change')); return 0; })()")
     assert page.evaluate("document.querySelectorAll('#plot .point').length") == 60  # untrained ones have both
+    assert page.evaluate("document.querySelectorAll('#plot .area').length") == 0  # no front where untrained trials lie
+    stroke = "getComputedStyle(document.querySelector('#plot .untrained .mark')).stroke"
+    card = "getComputedStyle(document.querySelector('#plot-card')).backgroundColor"
+    assert page.evaluate(stroke) != page.evaluate(card), "a mark in the colour of its ground cannot be seen"
     page.click("#trials [data-sort='recall/accuracy']")
     first = "document.querySelector('#trials tbody tr .pick').textContent"
     assert page.evaluate(first) == "gated_deltanet"  # greatest first where greater is better
@@ -258,6 +262,7 @@ def test_the_figure_can_be_saved_on_its_own(page: Page, make_run: MakeRun) -> No
     figure = page.evaluate("figureText()")
     assert figure.startswith("<svg")
     assert "var(" not in figure
+    assert 'class="' not in figure
     assert "a &lt; b &amp; c" in figure
     parsed = "new DOMParser().parseFromString(figureText(), 'image/svg+xml').querySelectorAll('parsererror').length"
     assert page.evaluate(parsed) == 0
