@@ -140,7 +140,7 @@ def _entry(trial: Trial, key: str) -> Entry | None:
 
 
 def _measured(score: Mapping[str, Any] | None) -> Entry | None:
-    if score is None:
+    if score is None or score["mean"] is None:  # not a finite number when it was measured
         return None
     low, high = score.get("interval") or (None, None)
     spread = score.get("spread")

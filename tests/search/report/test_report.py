@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archspec.errors import RunError
+from archspec.search.eventlog import EVENTS, EventLog
 from archspec.search.records import load_run
 from archspec.search.report import figures, write_report
 from archspec.search.report.coordinates import coordinates
@@ -88,6 +89,35 @@ def test_a_run_that_has_only_started_has_a_report(make_run: MakeRun) -> None:
     assert data["status"] == {"text": "running", "finished": False}
     assert data["correlations"] == []
     assert "No correlation yet" in data["correlation_note"]
+
+
+def test_failures_and_scores_without_a_number_are_told(make_run: MakeRun) -> None:
+    folder = make_run(10, status=None)
+    reason = "TrialDiverged: loss 38.1 at step 212 is over 4 times the first"
+    key = "0004-1-train-recall"
+    shared = {"trial": 4, "key": key, "stage": "1/train/recall", "rung": 1}
+    result = {"status": "failed", "reason": reason, "value": {}, "spec": load_run(folder).trials[4].spec, "plan": []}
+    (folder / "results" / f"{key}.json").write_text(json.dumps(result))
+    broken = {"mean": None, "spread": None, "interval": None, "n": 1}
+    value = {"scores": {"recall/accuracy": broken}, "validation": {"recall/accuracy": broken}}
+    with EventLog(folder / EVENTS) as log:
+        log.append("finished", **shared, ok=False, reason=reason, wall_s=1.0)
+        log.append("finished", **{**shared, "trial": 6, "stage": "1/train/text"}, ok=True, value=value, wall_s=1.0)
+    data = data_in(write_report(folder))
+    assert data["failed"] == [[reason, 1]]
+    assert (data["trials"][4]["state"], data["trials"][4]["reason"]) == ("failed", reason)
+    assert "recall/accuracy" not in data["trials"][6]["values"]
+
+
+def test_a_run_with_one_objective_and_no_reference_has_no_hypervolume(make_run: MakeRun) -> None:
+    folder = make_run(10)
+    lines = (folder / EVENTS).read_text().splitlines()
+    opened = json.loads(lines[0])
+    opened["objectives"] = [{**opened["objectives"][0], "reference": None}]
+    (folder / EVENTS).write_text("\n".join([json.dumps(opened), *lines[1:], ""]))
+    data = data_in(write_report(folder))
+    assert data["hypervolume"] == [["hypervolume", "none: the search file gives no reference for every objective"]]
+    assert [trial["number"] for trial in data["trials"] if trial["front"]] == [1]
 
 
 def test_many_untrained_trials_are_left_out_and_counted(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
