@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from archspec.composition import Mixer
-from archspec.declarations import mixer_parameters
+from archspec.declarations import mixer_parameters, num_buffered
 from archspec.initial import ZEROS, Parameter
 from archspec.kept import Kept, Stored
 from archspec.program import RunLayer, unroll
@@ -144,7 +144,8 @@ def mixer_kept(mixer: Mixer, model_dim: int) -> Kept:
     """Return what a mixer and those inside it keep between tokens."""
     if not isinstance(mixer, MemoryMixer):
         return mixer.kept(model_dim, lambda child: mixer_kept(child, model_dim))
-    return _rule_kept(Rule.of(mixer, model_dim), mixer) + _sources_kept(mixer, model_dim)
+    buffered = num_buffered(mixer_parameters(mixer, model_dim))
+    return _rule_kept(Rule.of(mixer, model_dim), mixer) + Kept(buffer=buffered)
 
 
 def _rule_kept(rule: Rule, mixer: MemoryMixer) -> Kept:
@@ -175,16 +176,3 @@ def _window_kept(rule: Rule, mixer: MemoryMixer) -> tuple[Stored, ...]:
         if path.startswith("bias.") and not path.startswith("bias.read_key."):
             each += dims.value_dim if rule.granularity(gate) == "value" else 1
     return (Stored(dims.num_heads * each, window.length - 1, mixer.prefix, in_memory=True),)
-
-
-def _sources_kept(mixer: MemoryMixer, model_dim: int) -> Kept:
-    """Convolutions keep their last inputs and token shifts the last token."""
-    buffer = 0
-    for name, parameter in mixer_parameters(mixer, model_dim).items():
-        field = name.rpartition(".")[2]
-        if field == "conv":
-            channels, width = parameter.shape
-            buffer += channels * (width - 1)
-        elif field == "shift_mix":
-            buffer += parameter.shape[0]
-    return Kept(buffer=buffer)

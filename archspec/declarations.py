@@ -101,6 +101,29 @@ def mixer_parameters(mixer: MemoryMixer, model_dim: int) -> dict[str, Parameter]
     return found
 
 
+def looked_up_parameters(mixer: MemoryMixer, model_dim: int) -> dict[str, Parameter]:
+    """Return what a look-up uses of a mixer's parameters besides its weights: streams, query, read-out, output."""
+    gates = dict(mixer.named_gates())
+    used = [path for path in gates if path.startswith("readout.")]
+    for path in used:
+        used.extend(needed for needed in gates[path].needs() if needed in gates and needed not in used)
+    prefixes = ("streams.", "query.", "norm.", "output", *(f"{path}." for path in used))
+    return {name: p for name, p in mixer_parameters(mixer, model_dim).items() if name.startswith(prefixes)}
+
+
+def num_buffered(parameters: Mapping[str, Parameter]) -> int:
+    """Return the scalars that sources keep between tokens: convolutions their last inputs, shifts the last token."""
+    buffered = 0
+    for name, parameter in parameters.items():
+        field = name.rpartition(".")[2]
+        if field == "conv":
+            channels, width = parameter.shape
+            buffered += channels * (width - 1)
+        elif field == "shift_mix":
+            buffered += parameter.shape[0]
+    return buffered
+
+
 def gate_parameters(gate: Gate, widths: Mapping[str, int], dims: HeadDims) -> dict[str, Parameter]:
     """Return what one gate learns: its source's map, its own parameters, and the gates inside it."""
     found = dict(gate.parameters(dims))

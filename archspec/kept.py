@@ -12,10 +12,11 @@ class Stored:
     Args:
         each: scalars of one stored token.
         most: most tokens that are stored; None is every one.
-        before: learned tokens that come before the first.
+        before: learned tokens that come before the first (of every period).
         in_memory: whether they are kept in fp32 whatever the model's dtype.
         per_token: how many are stored for each token of the sequence.
         period: the store starts anew with the token after every ``period``; None is never.
+        ahead: learned tokens that come before the sequence and count in its periods.
     """
 
     each: int
@@ -24,10 +25,13 @@ class Stored:
     in_memory: bool = False
     per_token: int = 1
     period: int | None = None
+    ahead: int = 0
 
     def scalars(self, length: int) -> int:
         """Return the scalars kept after ``length`` tokens."""
-        seen = length if self.period is None or length == 0 else (length - 1) % self.period + 1
+        seen = length + self.ahead
+        if self.period is not None and seen:
+            seen = (seen - 1) % self.period + 1
         count = self.before + self.per_token * seen
         return self.each * (count if self.most is None else min(self.most, count))
 
@@ -51,7 +55,7 @@ class Kept:
 
     def after(self, prefix: int) -> Kept:
         """Return what is kept when ``prefix`` learned tokens come before the first."""
-        stored = tuple(replace(item, before=item.before + prefix) for item in self.stored)
+        stored = tuple(replace(item, ahead=item.ahead + prefix) for item in self.stored)
         return Kept(self.memory, self.buffer, stored)
 
     def renewed_every(self, period: int, per_token: int) -> Kept:

@@ -85,7 +85,7 @@ class Readout(Part):
         gate = found.get("gate")
         if isinstance(gate, Mapping) and "per" not in gate:
             found["gate"] = {**gate, "per": "value"}
-        elif isinstance(gate, str):
+        elif isinstance(gate, str) and Gate.parse_kind_exists(gate):
             found["gate"] = {"kind": gate, "per": "value"}
         elif gate == 1 and not isinstance(gate, bool):
             found["gate"] = None

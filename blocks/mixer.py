@@ -14,7 +14,7 @@ from archspec.blocks.declared import Declared
 from archspec.blocks.gating import GateModule
 from archspec.blocks.projection import NormModule, ProjectionModule, StreamModule
 from archspec.blocks.recurrence import recurrence
-from archspec.blocks.rule import MemoryState, Quantities
+from archspec.blocks.rule import MemoryState, Quantities, initial_state
 from archspec.declarations import stream_widths
 from archspec.initial import FAN_IN, Initial, Parameter
 from archspec.rule import Rule
@@ -124,10 +124,35 @@ class MemoryMixerModule(Declared):
         shifted.position = carry.position
         return self._mix(torch.cat([learned, x], dim=1), shifted)[:, self.config.prefix :]
 
-    def _mix(self, x: Tensor, carry: Carry) -> Tensor:
-        streams: dict[str, Tensor] = {"input": x}
+    def look_up(self, x: Tensor, carry: Carry, state: MemoryState) -> Tensor:
+        """Return what x [B, T, D] reads from a state that it does not change, [B, T, D].
+
+        Only streams, query and read-out run; ``carry`` passes on their convolutions and shifts.
+        """
+        streams = self._streams(x, carry)
+        query = expand_heads(self.projections["query"](streams, carry), self.dims.num_heads)
+        streams["query"] = query.flatten(2)
+        gates = self._gates(streams, {"query": query}, carry, below="readout.")
+        read = read_only(self.rule, self._untouched(query), state, query)
+        return self._readout(read, streams, gates) @ self.output
+
+    def initial_state(self, x: Tensor) -> MemoryState:
+        """Return the state before the first token, for the batch, dtype and device of x [B, T, D]."""
+        empty = x.new_zeros(x.shape[0], 0, self.dims.num_heads, self.dims.key_dim)
+        return initial_state(self.rule, self._untouched(empty))
+
+    def _untouched(self, query: Tensor) -> Quantities:
+        """Return the quantities of a memory that is only read: nothing to write, no gate."""
+        return Quantities(query, query[:, :0], query[:, :0], {}, self.memory.start(), self.memory.network())
+
+    def _streams(self, x: Tensor, carry: Carry) -> dict[str, Tensor]:
+        streams = {"input": x}
         for name, stream in self.streams.items():
             streams[name] = stream(streams, carry)
+        return streams
+
+    def _mix(self, x: Tensor, carry: Carry) -> Tensor:
+        streams = self._streams(x, carry)
         projected = self._expanded({name: module(streams, carry) for name, module in self.projections.items()})
         streams.update({name: tensor.flatten(2) for name, tensor in projected.items()})
         gates = self._gates(streams, projected, carry)
@@ -180,13 +205,11 @@ class MemoryMixerModule(Declared):
             steps=self.config.update.steps_per_token,
         )
 
-    def _gates(self, streams: Mapping[str, Tensor], projected: Mapping[str, Tensor], carry: Carry) -> dict[str, Tensor]:
-        """Evaluate every gate once, those that others are derived from first."""
-        known: dict[str, Tensor] = {
-            "query": projected["query"].unsqueeze(-1),
-            "key": projected["key"].unsqueeze(-1),
-            "value": projected["value"].unsqueeze(-2),
-        }
+    def _gates(
+        self, streams: Mapping[str, Tensor], projected: Mapping[str, Tensor], carry: Carry, below: str = ""
+    ) -> dict[str, Tensor]:
+        """Evaluate every gate (of a path that starts with ``below``) once, those that others are derived from first."""
+        known = {name: tensor.unsqueeze(-2 if name == "value" else -1) for name, tensor in projected.items()}
 
         def evaluate(path: str) -> Tensor:
             if path not in known:
@@ -203,7 +226,7 @@ class MemoryMixerModule(Declared):
                     )
             return known[path]
 
-        return {path: evaluate(path) for path, _ in self.config.named_gates()}
+        return {path: evaluate(path) for path, _ in self.config.named_gates() if path.startswith(below)}
 
     def _readout(self, read: Tensor, streams: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> Tensor:
         """Apply norm, skip and gate in the spec's order to o [B, T, H, V]; return [B, T, H V]."""

@@ -6,6 +6,7 @@ Nothing here is taken from archspec's components: only the compiled module's raw
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,8 @@ def hold(
 ) -> None:
     """Check a layer's mixer against published equations: outputs, final state and the gradient of everything."""
     model = perturbed(name, backend, enlarged)
-    mixer = model.memory_mixers()[layer]
+    layers: Any = model.layers
+    mixer = layers[layer].mixer
     generator = torch.Generator().manual_seed(2)
     length = min(length, 40) if backend == "reference" else length  # the recurrence has no chunks to cross
     x = torch.randn(2, length, model.spec.model_dim, generator=generator, dtype=torch.float64).requires_grad_()
