@@ -19,7 +19,7 @@ from archspec.component import Component
 from archspec.composition import Mixer
 from archspec.equivalence import simplified
 from archspec.families import Dim, FeedForward, Gate, Retention
-from archspec.program import Embed, Inject, Remember, RunLayer, unroll
+from archspec.program import Embed, Inject, Ponder, Remember, RunLayer, unroll
 from archspec.schema import Block, MemoryMixer, Spec
 
 SOURCE_FIELDS = ("from_", "shift", "rank", "hidden", "block_size", "offset", "init", "conv")
@@ -40,7 +40,9 @@ def canonical(spec: Spec) -> dict[str, Any]:
         elif isinstance(step, Remember | Inject):
             steps.append([type(step).__name__.lower(), step.loop])
         elif isinstance(step, Embed):
-            steps.append(["embed", step.number])
+            steps.append(["embed", step.number, *(["positions"] if step.positions else [])])
+        elif isinstance(step, Ponder):
+            steps.append(["ponder", step.loop, step.first, step.last, step.halt.model_dump(mode="json")])
     injected = any(isinstance(step, Inject) for step in program.instructions)
     return {
         "model_dim": spec.model_dim,

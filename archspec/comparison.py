@@ -39,6 +39,7 @@ def _outline(spec: Spec) -> dict[str, Any]:
         "norm": form["norm"],
         "blocks": {str(index): block for index, block in enumerate(form["blocks"])},
         "layers": " ".join(str(index) for index in order),
+        "loops": [step for step in form["layers"] if step[0] != "layer"],
         "weights": "shared" if len(runs) > len(program.blocks) else "own",
     }
 

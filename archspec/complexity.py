@@ -17,7 +17,7 @@ from archspec.initial import ZEROS, Parameter
 from archspec.kept import Kept, Stored
 from archspec.program import RunLayer, unroll
 from archspec.rule import Rule
-from archspec.schema import Block, MemoryMixer, Spec
+from archspec.schema import Block, BlockName, Cycle, Layout, Loop, MemoryMixer, Spec
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 MEMORY_BYTES = 4
@@ -30,7 +30,8 @@ class Complexity:
     Args:
         parameters: scalars learned.
         non_embedding_parameters: the same without the token embedding, learned positions and an untied output.
-        flops_per_token: forward, at ``context`` tokens.
+        flops_per_token: forward, at ``context`` tokens; of every pass of a loop that may halt.
+        expected_flops_per_token: the same with the passes that a token takes before training.
         context: tokens in the context of the FLOPs.
         kept: what the state consists of.
     """
@@ -38,6 +39,7 @@ class Complexity:
     parameters: int
     non_embedding_parameters: int
     flops_per_token: int
+    expected_flops_per_token: int
     context: int
     kept: Kept
 
@@ -70,11 +72,26 @@ def predict(spec: Spec, vocab_size: int = 256, context: int = 2048) -> Complexit
     for step in program.instructions:
         if isinstance(step, RunLayer):
             block = spec.blocks[program.blocks[step.index]]
-            flops += _block_flops(block, spec, context)
             kept += mixer_kept(block.mixer, spec.model_dim)
             if block.feed_forward is not None and block.feed_forward.shift == "lerp":
                 kept += Kept(buffer=spec.model_dim)
-    return Complexity(non_embedding + embedding, non_embedding, flops, context, kept)
+    for halt in program.halts().values():
+        non_embedding += sum(p.size for p in halt.parameters(spec.model_dim).values())
+    most, expected = (flops + _layout_flops(spec.layout, spec, context, halted) for halted in (False, True))
+    return Complexity(non_embedding + embedding, non_embedding, most, expected, context, kept)
+
+
+def _layout_flops(layout: Layout, spec: Spec, context: int, halted: bool) -> int:
+    """Return the FLOPs of a layout's layers and halting units; ``halted`` leaves out passes expected not to run."""
+    if isinstance(layout, BlockName):
+        return _block_flops(spec.blocks[layout.name], spec, context)
+    if isinstance(layout, Cycle):
+        return sum(_block_flops(spec.blocks[name], spec, context) for name in layout.names())
+    once = sum(_layout_flops(part, spec, context, halted) for part in layout.inner())
+    if not isinstance(layout, Loop) or layout.halt is None:
+        return once * getattr(layout, layout.kind, 1)
+    passes = layout.halt.expected_passes(layout.loop) if halted else layout.loop
+    return passes * (once + 2 * spec.model_dim)
 
 
 def _block_parameters(block: Block, spec: Spec) -> dict[str, Parameter]:

@@ -69,6 +69,7 @@ class Explanation:
             "parameters": self.complexity.parameters,
             "non_embedding_parameters": self.complexity.non_embedding_parameters,
             "flops_per_token": self.complexity.flops_per_token,
+            "expected_flops_per_token": self.complexity.expected_flops_per_token,
             "state_bytes": self.complexity.state_bytes(self.context),
             "layers": [list(paths) for paths in self.plan.layers],
             "compositions": self.compositions(),
@@ -86,12 +87,18 @@ class Explanation:
             },
         }
 
+    def _expected(self) -> list[str]:
+        """Return a line of its own where tokens may halt before the last pass of a loop."""
+        most, expected = self.complexity.flops_per_token, self.complexity.expected_flops_per_token
+        return [f"    before training {expected:>15,}  (tokens halt after fewer passes)"] if expected != most else []
+
     def __str__(self) -> str:
         data = self.data()
         lines = [
             f"{data['name']}  ({data['hash']})",
             f"  parameters        {data['parameters']:>15,}  ({data['non_embedding_parameters']:,} without embeddings)",
             f"  FLOPs per token   {data['flops_per_token']:>15,}  (forward, context {self.context:,})",
+            *self._expected(),
             f"  state bytes       {data['state_bytes']:>15,}  (one sequence of {self.context:,} tokens, float32)",
         ]
         for path, summary in data["compositions"].items():

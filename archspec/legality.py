@@ -14,7 +14,7 @@ from archspec.declarations import stream_widths
 from archspec.errors import nearest
 from archspec.families import Gate, Per, Projection, Source, gate_size
 from archspec.rule import granularity
-from archspec.schema import MemoryMixer, Spec
+from archspec.schema import Cycle, Layout, Loop, MemoryMixer, Spec
 from archspec.shapes import HeadDims
 
 PROJECTIONS = ("query", "key", "value")
@@ -49,6 +49,18 @@ def _layout(spec: Spec) -> Iterator[Finding]:
         yield ("layout",), f"no block {name!r}; known: {known}.{nearest(name, spec.blocks)}"
     if len(names) > spec.MAX_LAYERS:
         yield ("layout",), f"{len(names)} layers; at most {spec.MAX_LAYERS} are allowed."
+    yield from _halting(spec.layout, in_cycle=False)
+
+
+def _halting(layout: Layout, *, in_cycle: bool) -> Iterator[Finding]:
+    """A loop that halts needs a choice of passes, and all of them."""
+    if isinstance(layout, Loop) and layout.halt is not None:
+        if layout.loop == 1:
+            yield ("layout",), "a loop of 1 pass has nothing to halt; raise 'loop', or remove 'halt'."
+        if in_cycle:
+            yield ("layout",), "a cycle may cut a loop before its last pass; use 'repeat' around a loop with 'halt'."
+    for part in layout.inner():
+        yield from _halting(part, in_cycle=in_cycle or isinstance(layout, Cycle))
 
 
 def _mixer(mixer: Mixer, model_dim: int, path: Path) -> Iterator[Finding]:

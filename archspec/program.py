@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from archspec.schema import BlockName, Cycle, Layout, Loop, Repeat, Sequence
+from archspec.schema import BlockName, Cycle, Halt, Layout, Loop, Repeat, Sequence
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,29 @@ class Inject:
 
 @dataclass(frozen=True)
 class Embed:
-    """Add the sinusoidal code of a pass's number."""
+    """Add the sinusoidal code of a pass's number, and of the tokens' positions when ``positions`` says so."""
 
     number: int
+    positions: bool = False
 
 
-Instruction = RunLayer | Remember | Inject | Embed
+@dataclass(frozen=True)
+class Ponder:
+    """After a pass of a halting loop: decide which tokens halt, and collect what the loop returns.
+
+    Args:
+        loop: the loop's number among those that halt; its parameters are kept under it.
+        halt: how it halts.
+        first, last: whether this was the loop's first pass, its last.
+    """
+
+    loop: int
+    halt: Halt
+    first: bool
+    last: bool
+
+
+Instruction = RunLayer | Remember | Inject | Embed | Ponder
 
 
 @dataclass
@@ -45,6 +62,10 @@ class Program:
 
     instructions: list[Instruction] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)
+
+    def halts(self) -> dict[int, Halt]:
+        """Return how each loop that halts does, by its number."""
+        return {step.loop: step.halt for step in self.instructions if isinstance(step, Ponder)}
 
 
 def unroll(layout: Layout) -> Program:
@@ -58,6 +79,7 @@ class _Unroller:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.loops = 0
+        self.halting = 0
 
     def run(self, layout: Layout, scope: str) -> None:
         if isinstance(layout, BlockName):
@@ -92,14 +114,16 @@ class _Unroller:
     def loop(self, layout: Loop, scope: str) -> None:
         number = self.loops
         self.loops += 1
+        halting = self.halting
+        self.halting += layout.halt is not None
         self.program.instructions.append(Remember(number))
         first_layer = len(self.program.blocks)
         body: list[Instruction] = []
         for index in range(layout.loop):
             if layout.inject and index:
                 self.program.instructions.append(Inject(number))
-            if layout.embed == "sinusoidal":
-                self.program.instructions.append(Embed(index))
+            if layout.embed != "none":
+                self.program.instructions.append(Embed(index, layout.embed == "coordinates"))
             if index == 0:
                 start = len(self.program.instructions)
                 self.run(layout.of, f"{scope}pass{index}.")
@@ -107,6 +131,9 @@ class _Unroller:
             else:
                 old, new = f"{scope}pass0.", f"{scope}pass{index}."
                 self.program.instructions.extend(_rescoped(step, old, new, first_layer) for step in body)
+            if layout.halt is not None:
+                first, last = index == 0, index == layout.loop - 1
+                self.program.instructions.append(Ponder(halting, layout.halt, first, last))
 
 
 def _rescoped(step: Instruction, old: str, new: str, first_layer: int) -> Instruction:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from archspec.component import Component, Count, Flag, Integer, Off, StrictModel, Text
+from archspec.component import Component, Count, Flag, Integer, Number, Off, StrictModel, Text
 from archspec.composition import Mixer
 from archspec.families import (
     Bias,
@@ -27,6 +28,7 @@ from archspec.families import (
     Update,
     gates_of,
 )
+from archspec.initial import ZEROS, Initial, Parameter, Parameters
 from archspec.shapes import HeadDims
 
 LANGUAGE_VERSION = 1
@@ -208,6 +210,11 @@ class Layout(Component, family="layout", noun="layout"):
         """Yield the blocks' names in order, every application once."""
         yield from ()
 
+    def inner(self) -> tuple[Layout, ...]:
+        """Return the layouts that this one is made of."""
+        of = getattr(self, "of", ())
+        return of if isinstance(of, tuple) else (of,)
+
 
 class BlockName(Layout, kind="block"):
     """One block, by name."""
@@ -251,18 +258,60 @@ class Cycle(Layout, kind="cycle"):
             yield once[index % len(once)]
 
 
+class Halt(Part):
+    """Adaptive computation time: every token takes as many passes of a loop as it asks for.
+
+    After pass n a token of state s_n has h_n = sigmoid(w . s_n + b). It halts at the first pass N with
+    h_1 + ... + h_N >= 1 - epsilon, and at the last pass at the latest; its state stands still from then on, for
+    others to read. The loop returns sum_{n < N} h_n s_n + R s_N with the remainder R = 1 - sum_{n < N} h_n, and
+    adds ``ponder`` times the mean of N + R to the auxiliary loss.
+
+    Args:
+        epsilon: what the halting probability may miss.
+        ponder: weight of the ponder cost.
+        offset: law of b; w starts at zero.
+
+    Source: Graves (arXiv:1603.08983), equations 5 to 14, per token as in the Universal Transformer
+    (arXiv:1807.03819), section 2.2.
+    """
+
+    short_forms: ClassVar[tuple[dict[str, Any], ...]] = ({"const": "act"},)
+
+    kind: Literal["act"] = "act"
+    epsilon: Annotated[Number, Field(gt=0, lt=1)] = 0.01
+    ponder: Annotated[Number, Field(ge=0)] = 0.01
+    offset: Initial = Initial(constant=1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    def parameters(self, model_dim: int) -> Parameters:
+        """Return w and b."""
+        return {"weight": Parameter((model_dim, 1), ZEROS, decayed=True), "offset": Parameter((1,), self.offset)}
+
+    def expected_passes(self, most: int) -> int:
+        """Return N at the start, where h = sigmoid(b): exact for a constant b, with b = 0 for other laws."""
+        chance = 1 / (1 + math.exp(-(self.offset.constant or 0.0)))
+        return min(most, max(1, math.ceil((1 - self.epsilon) / chance - 1e-12)))
+
+
 class Loop(Layout, kind="loop"):
     """A layout several times with the same weights (recurrent depth).
 
     Args:
         inject: add the loop's input again before each pass.
-        embed: a sinusoidal code of the pass number is added before each pass.
+        embed: a sinusoidal code is added before each pass: of the pass number (``sinusoidal``), or of the token's
+            position as well (``coordinates``: arXiv:1807.03819, equation 4).
+        halt: ``act`` lets every token decide after how many passes it halts.
     """
 
     loop: Annotated[Count, Field(le=1024)]
     of: Layout
     inject: Flag = False
-    embed: Literal["none", "sinusoidal"] = "none"
+    embed: Literal["none", "sinusoidal", "coordinates"] = "none"
+    halt: Annotated[Halt | None, Off] = None
 
     def names(self) -> Iterator[str]:
         for _ in range(self.loop):

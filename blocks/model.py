@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from archspec.blocks.carry import Carry, State
 from archspec.blocks.declared import Declared
+from archspec.blocks.halting import HaltingModule, Pondering
 from archspec.blocks.mixer import MemoryMixerModule
 from archspec.blocks.projection import NormModule
 from archspec.families import FeedForward, Norm
 from archspec.initial import FAN_IN, Initial, Parameter
-from archspec.program import Inject, Remember, RunLayer, unroll
+from archspec.program import Embed, Inject, Ponder, Remember, RunLayer, unroll
 from archspec.schema import Block, Spec
 
 
@@ -168,6 +169,9 @@ class SequenceModel(Declared):
             mixer = build_mixer(block, f"{path}.mixer", (index, count))
             self.layers.append(BlockModule(block, path, spec.norm, spec.model_dim, mixer))
         self.norm = NormModule(spec.norm, spec.model_dim) if spec.norm is not None else None
+        self.halting = nn.ModuleDict(
+            {str(loop): HaltingModule(halt, spec.model_dim) for loop, halt in self.program.halts().items()}
+        )
         if not spec.output.tied:
             self.declare({"head": Parameter((spec.model_dim, vocab_size), FAN_IN, decayed=True)})
 
@@ -235,6 +239,7 @@ class SequenceModel(Declared):
         x = self.embedding(tokens, carry.position)
         found: list[Tensor] = []
         remembered: dict[int, Tensor] = {}
+        pondered: dict[int, Pondering] = {}
         for step in self.program.instructions:
             if isinstance(step, RunLayer):
                 x = self.layers[step.index](x, replace(carry, scope=step.scope))
@@ -243,11 +248,23 @@ class SequenceModel(Declared):
                 remembered[step.loop] = x
             elif isinstance(step, Inject):
                 x = x + remembered[step.loop]
+            elif isinstance(step, Ponder):
+                halting: HaltingModule = self.halting[str(step.loop)]  # type: ignore[assignment]
+                kept = None if step.first else pondered[step.loop]
+                x, pondered[step.loop] = halting(x, kept, carry, last=step.last)
             else:
-                x = x + sinusoid(torch.tensor([step.number], device=x.device), x.shape[-1]).to(x.dtype)
+                x = x + self._code(step, x, carry.position)
         if self.norm is not None:
             found[-1] = self.norm(x)
         return found
+
+    def _code(self, step: Embed, x: Tensor, position: int) -> Tensor:
+        """Return the code of a pass [1, D], or of each token's position and the pass [T, D]."""
+        code = sinusoid(torch.tensor([step.number], device=x.device), x.shape[-1])
+        if step.positions:
+            places = torch.arange(position, position + x.shape[1], device=x.device)
+            code = code + sinusoid(places, x.shape[-1])
+        return code.to(x.dtype)
 
     def _logits(self, x: Tensor) -> Tensor:
         return x @ (self.embedding.weight.t() if self.spec.output.tied else self.head)
