@@ -22,7 +22,6 @@ from archspec.kernels.softmax import KvCache, softmax_attention, softmax_attenti
 from archspec.lowering import Decision, gradient_is_fixed
 from archspec.rule import Rule
 
-
 Final = TypeVar("Final", Tensor, KvCache)
 
 

@@ -90,8 +90,6 @@ def _pair(trial: Trial, run: Run) -> dict[str, Any]:
     predictors = {name: trial.figures[name] for name in (CONTROL, "flops_per_token", "state_bytes")}
     predictors |= {name: entry["mean"] for name, entry in trial.training_free.items()}
     for rung, scores in trial.low_fidelity.items():
-        predictors |= {
-            f"{name} at {run.rungs[rung]['tokens']:,} tokens": entry["mean"] for name, entry in scores.items()
-        }
+        predictors |= {f"{name} on rung {rung + 1}": entry["mean"] for name, entry in scores.items()}
     outcomes = {name: entry["mean"] for name, entry in trial.scores.items() if math.isfinite(entry["mean"] or math.nan)}
     return {"study": run.study, "hash": trial.hash, "predictors": predictors, "outcomes": outcomes}

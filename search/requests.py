@@ -120,7 +120,7 @@ def _train(prepared: Prepared, rung: Rung, name: str) -> dict[str, Any]:
         "task_name": name,
         "task": prepared.tasks[name].dump(),
         "recipe": recipe if rung.seeds is None else {**recipe, "seeds": rung.seeds},
-        "tokens": rung.tokens,
+        "tokens": settings.tokens_of(rung, name),
         "keep_weights": settings.keep_weights,
     }
 

@@ -289,6 +289,8 @@ def _ladder_faults(settings: Settings) -> Iterator[tuple[DocumentPath, str]]:
             yield (*where, "promote"), "the last rung promotes to nowhere; remove 'promote' or add a rung."
         if index < last and rung.promote is None:
             yield where, "needs 'promote': how many go on to the next rung, by what, and how many at random."
+        if isinstance(rung.tokens, dict) and set(rung.tokens) != set(settings.tasks):
+            yield (*where, "tokens"), f"must say a number for each task: {', '.join(settings.tasks)}."
         if rung.promote is not None:
             yield from _promotion_faults(settings, index)
     if settings.ladder[last].rung != "short_train":

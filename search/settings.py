@@ -166,7 +166,7 @@ class Rung(StrictModel):
         candidates: how many distinct feasible draws a round of the ladder takes; first rung only.
         metrics: training-free metrics; default: the controls, hidden covariance, memory capacity, recall at init.
         init_seeds: number of initialisations a metric is averaged over; default 3.
-        tokens: training tokens per task and seed.
+        tokens: training tokens per seed: one number for every task, or one by task.
         seeds: runs per task; default: the recipe's.
         promote: who goes on; not on the last rung.
     """
@@ -175,7 +175,7 @@ class Rung(StrictModel):
     candidates: Count | None = None
     metrics: tuple[Metric, ...] | None = None
     init_seeds: Count | None = None
-    tokens: Count | None = None
+    tokens: Count | dict[Text, Count] | None = None
     seeds: Count | None = None
     promote: Promote | None = None
 
@@ -277,6 +277,11 @@ class Settings(StrictModel):
     workers: Count | None = None
     device: Text = "cpu"
     keep_weights: Flag = True
+
+    def tokens_of(self, rung: Rung, task: str) -> int:
+        """Return the training tokens of a task on a rung."""
+        tokens = rung.tokens or 0
+        return tokens[task] if isinstance(tokens, dict) else tokens
 
     @property
     def candidates(self) -> int:

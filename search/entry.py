@@ -78,6 +78,7 @@ def run(
     tasks: Mapping[str, Task] | None = None,
     metrics: Sequence[Metric] | None = None,
     on_event: OnEvent | None = None,
+    on_start: Callable[[Run], None] | None = None,
     executor: str = "local",
     overrides: Sequence[str] = (),
     command: str = "",
@@ -94,6 +95,7 @@ def run(
         run_dir: the run's folder; default: ``runs_dir/<study>``.
         tasks, metrics: replace the file's; classes of your own must live in a module, or in the script that runs.
         on_event: called with every event as it is logged, and with the progress of evaluations.
+        on_start: called once with the run, which is kept up to date while the search goes on.
         executor: ``local``.
         overrides: texts ``a.b=value`` on the file.
         command: what continues this run, for the record.
@@ -118,6 +120,8 @@ def run(
         setup = Setup(folder.path / "logs", *_sources(search), settings.evaluation_timeout_s)
         pool = make_executor(executor, settings.workers, settings.device, setup)
         driver = Driver(search, folder, pool, limits, on_event)
+        if on_start is not None:
+            on_start(driver.run)
         with _signals(limits.stop.append):
             status = driver.execute()
         report = _report(folder.path)
