@@ -49,7 +49,7 @@ def _linear(
     strength_gate = rule.update.step_size if rule.update.write_size is None else rule.update.write_size
     name = "step_size" if rule.update.write_size is None else "write_size"
     strength = quantities.gates[f"update.{name}"]
-    if not _is_one(strength_gate):
+    if quantities.routed or not _is_one(strength_gate):
         if rule.granularity(strength_gate) == "value":
             value = value * strength.squeeze(-2).to(value.dtype)
         else:

@@ -22,6 +22,7 @@ class Declared(nn.Module):
         super().__init__()
         self.depth = depth
         self.laws: dict[str, Parameter] = {}
+        self._lenders: dict[str, Declared] = {}  # a plain mapping: what is lent belongs to its lender alone
 
     def declare(self, parameters: Parameters) -> None:
         """Register parameters by name; their values are undefined until ``initialise``."""
@@ -29,9 +30,16 @@ class Declared(nn.Module):
             self.laws[name] = parameter
             self.register_parameter(name, nn.Parameter(torch.empty(parameter.shape)))
 
+    def borrow(self, name: str, lender: Declared) -> None:
+        """Use another module's parameter instead of one's own; it is drawn, counted and saved there only."""
+        del self._parameters[name], self.laws[name]
+        self._lenders[name] = lender
+
     def values(self) -> dict[str, Tensor]:
-        """Return this module's own parameters by name."""
-        return {name: getattr(self, name) for name in self.laws}
+        """Return the parameters that this module uses by name, its own and borrowed ones."""
+        found = {name: getattr(self, name) for name in self.laws}
+        found.update({name: lender.values()[name] for name, lender in self._lenders.items()})
+        return found
 
 
 def initialise(model: nn.Module, seed: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -30,6 +30,33 @@ class Form(Protocol):
         """Return the read-outs [B, T, H, V] and the state after the stretch."""
 
 
+@dataclass(frozen=True)
+class Routing:
+    """Which tokens a memory takes: the others leave its weights as they are.
+
+    Args:
+        taken: 1 for a token that is written, 0 for one that is not, [B, T].
+        strength: factor on the strength of its write, [B, T]; 0 where nothing is taken.
+    """
+
+    taken: Tensor
+    strength: Tensor
+
+    def applied(self, gates: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
+        """Return the gates with steps of size 0 and decays of 1 at the tokens that are not taken."""
+        found = dict(gates)
+        for path in Quantities.stepped_gates:
+            if path in gates:
+                strength = self.strength.repeat_interleave(steps, dim=1) if steps > 1 else self.strength
+                found[path] = gates[path] * strength[:, :, None, None, None].to(gates[path].dtype)
+        if "retention.gate" in gates:
+            log_decay = gates["retention.gate"]
+            # Not a product: a decay of 0 has the logarithm -inf.
+            taken = self.taken[:, :, None, None, None] > 0
+            found["retention.gate"] = torch.where(taken, log_decay, torch.zeros_like(log_decay))
+        return found
+
+
 class MemoryWeights(Declared):
     """The learned start weights of a memory and the parameters of its network."""
 
@@ -40,7 +67,8 @@ class MemoryWeights(Declared):
 
     def start(self) -> dict[str, Tensor]:
         """Return the start weights by weight name."""
-        return {name: getattr(self, name) for name in self.start_names}
+        values = self.values()
+        return {name: values[name] for name in self.start_names}
 
     def network(self) -> dict[str, Tensor]:
         """Return the network's own parameters by name."""
@@ -152,15 +180,33 @@ class MemoryMixerModule(Declared):
         return streams
 
     def _mix(self, x: Tensor, carry: Carry) -> Tensor:
+        return self.read_out(x, carry) @ self.output
+
+    def without_output(self) -> None:
+        """Drop the output projection, for compositions that project once after combining what ``read_out`` returns."""
+        del self._parameters["output"], self.laws["output"]
+
+    def read_out(
+        self, x: Tensor, carry: Carry, routing: Routing | None = None, given: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Write x [B, T, D] and return the read-out [B, T, H V] before the output projection.
+
+        Args:
+            routing: which tokens the memory takes, and how strongly it writes them; None is all.
+            given: projections [B, T, G, d] that another mixer has computed already, by name.
+        """
         streams = self._streams(x, carry)
-        projected = self._expanded({name: module(streams, carry) for name, module in self.projections.items()})
+        own = {name: module(streams, carry) for name, module in self.projections.items()}
+        projected = self._expanded({**own, **(given or {})})
         streams.update({name: tensor.flatten(2) for name, tensor in projected.items()})
         gates = self._gates(streams, projected, carry)
-        quantities = self.quantities(projected, gates)
+        if routing is not None:
+            gates = routing.applied(gates, self.config.update.steps_per_token)
+        quantities = self.quantities(projected, gates, routed=routing is not None)
         read, state = self.form(self.rule, quantities, carry.take_all(self.path), carry.position)
         for name, tensor in state.items():
             carry.put(f"{self.path}.{name}", tensor)
-        return self._readout(read, streams, gates) @ self.output
+        return self._readout(read, streams, gates)
 
     def _expanded(self, projected: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give every head its own copy of shared projections, except where a memory of tokens stores the groups.
@@ -182,7 +228,9 @@ class MemoryMixerModule(Declared):
             for name, tensor in projected.items()
         }
 
-    def quantities(self, projected: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> Quantities:
+    def quantities(
+        self, projected: Mapping[str, Tensor], gates: Mapping[str, Tensor], *, routed: bool = False
+    ) -> Quantities:
         """Return what the rule consumes, from the projections [B, T, H, d] and the mixer's gates by path."""
         key = projected["key"]
         read_key = None
@@ -203,6 +251,7 @@ class MemoryMixerModule(Declared):
             parameters=self.memory.network(),
             read_key=read_key,
             steps=self.config.update.steps_per_token,
+            routed=routed,
         )
 
     def _gates(

@@ -28,6 +28,7 @@ class Quantities:
         read_key: p, the key the error is read with, when it is not the key; [B, T, H, K].
         steps: S, steps a token takes; key, value and the gates of ``stepped_gates`` then have S T rows, the S of a
             token one after another.
+        routed: whether some tokens are not taken, so that even constant gates vary.
     """
 
     stepped_gates: ClassVar[tuple[str, ...]] = STEPPED_GATES
@@ -40,6 +41,7 @@ class Quantities:
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     read_key: Tensor | None = None
     steps: int = 1
+    routed: bool = False
 
     def step(self, index: int) -> Quantities:
         """Return one of the steps of a single token whose layout is [B, H, S, d]."""

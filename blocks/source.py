@@ -13,6 +13,7 @@ from archspec.blocks.carry import Carry
 from archspec.blocks.declared import Declared
 from archspec.declarations import source_parameters
 from archspec.families import Source
+from archspec.initial import Parameters
 
 Streams = Mapping[str, Tensor]
 
@@ -43,15 +44,22 @@ class SourceModule(Declared):
         values = self.values()
         if "shift_mix" in values:
             x = self._shift(x, values["shift_mix"], carry)
+        given = x
         if "down" in values:
             x = activate(self.source.hidden, x @ values["down"]) @ values["up"]
         elif "weight" in values:
             x = x @ values["weight"] if self.source.block_size is None else _block_diagonal(x, values["weight"])
+        if "adapt_down" in values:
+            x = x + (given @ values["adapt_down"]) @ values["adapt_up"]
         if "offset" in values:
             x = x + values["offset"]
         if "conv" in values:
             x = self._convolve(x, values["conv"], carry)
         return x
+
+    def adapt(self, adapter: Parameters) -> None:
+        """Add a learned x A B to the linear map; ``adapter`` declares A (``adapt_down``) and B (``adapt_up``)."""
+        self.declare(adapter)
 
     def _shift(self, x: Tensor, mix: Tensor, carry: Carry) -> Tensor:
         """x_t + mix (x_{t-1} - x_t); before the first token stands zero."""

@@ -28,6 +28,8 @@ NARROW = {
     "sliding_window": "blocks: {main: {mixer: {memory: {window: 24}}}}",
     "gated_deltanet": SMALL_HEADS,
     "hybrid_3_1": SMALL_HEADS,
+    "mom": "blocks: {main: {mixer: {of: {key_dim: 16, value_dim: 24}}}}",
+    "sse": "blocks: {main: {mixer: {adapt: {query: {rank: 8}}}}}",
 }
 
 
