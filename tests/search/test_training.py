@@ -50,7 +50,7 @@ class Tiny(nn.Module):
     def forward(self, tokens: Tensor, state: None = None) -> Output:
         hidden, _ = self.gru(self.embedding(tokens))
         auxiliary = self.auxiliary * self.recurrent.square().sum() if self.auxiliary else None
-        return Output(self.norm(hidden) @ self.embedding.weight.T, auxiliary)
+        return Output(self.norm(hidden.float()) @ self.embedding.weight.T, auxiliary)
 
 
 def make(seed: int) -> nn.Module:
