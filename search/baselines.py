@@ -9,7 +9,7 @@ from typing import Any
 
 from archspec import complexity, loading
 from archspec.errors import RunError, SpecError
-from archspec.search.candidates import Candidate, Rejection, admit, closest, judge, value_at, with_value
+from archspec.search.candidates import Candidate, Rejection, admit, closest, judge, named, value_at, with_value
 from archspec.search.searchfile import SearchFile, plain
 from archspec.search.settings import Baseline
 from archspec.yamltext import LocatedMap
@@ -63,8 +63,7 @@ def budget(search: SearchFile) -> int:
     fit = search.settings.fit
     if fit is not None and fit.metric == "non_embedding_parameters":
         return round(fit.target)
-    base = search.space.base()
-    base.put("name", "base", base.mark)
+    base = named(search.space.base(), "base")
     found = admit(base, search)
     if isinstance(found, Candidate):
         return int(found.figures["non_embedding_parameters"])

@@ -67,6 +67,16 @@ def admit(document: LocatedMap, search: SearchFile) -> Candidate | Rejection:
         return Rejection("fit", str(error), {})
 
 
+def named(document: LocatedMap, name: str) -> LocatedMap:
+    """Return the document under a name, which stands first."""
+    found = LocatedMap(document.mark)
+    found.put("name", name, document.mark)
+    for key, value in document.items():
+        if key != "name":
+            found.put(key, value, document.marks.get(key, document.mark))
+    return found
+
+
 def judge(document: LocatedMap, search: SearchFile, *, exempt: bool = False) -> Candidate | Rejection:
     """Return a document as a candidate, or the constraint it breaks; ``exempt`` breaks none.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from archspec.errors import RunError
 from archspec.search.baselines import baselines
-from archspec.search.candidates import Candidate, Rejection, admit, judge
+from archspec.search.candidates import Candidate, Rejection, admit, judge, named
 from archspec.search.conclusions import conclude
 from archspec.search.dispatch import Dispatcher
 from archspec.search.eventlog import EVENTS, Event, EventLog, read_events, trim_torn_line
@@ -187,10 +187,8 @@ class Driver:
     def _consider(self, asked: Asked, index: int) -> Rejection | None:
         """Accept or reject one draw."""
         number = asked.number + self._offset
-        document = self._search.space.draw(asked)
         name = f"{self._search.settings.study}-{number}"
-        document.put("name", name, document.mark)
-        found = admit(document, self._search)
+        found = admit(named(self._search.space.draw(asked), name), self._search)
         if isinstance(found, Candidate):
             twin = next((t for t in self.run if t.hash == found.hash and t.state != "rejected"), None)
             if twin is None:
