@@ -1,7 +1,8 @@
 """What a search would do, without doing it: the size of its space, sampled specs, acceptance, kernels, cost.
 
 Draws are uniform over each node's options, as the first draws of every sampler are. The time is measured, not
-modelled: a few training steps of the median candidate, scaled by FLOPs to the others, on one thread.
+modelled: a few training steps, one initialisation's metrics and one costing of the median candidate of each set of
+rule families, on one thread.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DRAWS = 200
 LIMIT_S = 10.0
 SHOWN = 5
 MEASURED_STEPS = 3
-RANDOM_DRAW = "uniform over each node's options"
+MEASURING_LIMIT_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def dry_run(search: SearchFile) -> DryRun:
         kernels=dict(Counter(item.plan.summary() for item in candidates).most_common()),
         baselines=known,
         evaluations=evaluations,
-        seconds=_seconds(search, candidates, [item.candidate for item in known], evaluations) if candidates else 0.0,
+        seconds=_seconds(search, candidates, evaluations) if candidates else 0.0,
     )
 
 
@@ -149,16 +150,26 @@ def _evaluations(search: SearchFile, num_baselines: int) -> dict[str, int]:
     return found
 
 
-def _seconds(
-    search: SearchFile, candidates: Sequence[Candidate], known: Sequence[Candidate], evaluations: dict[str, int]
-) -> float:
-    """Estimate the wall time: measured steps of the median candidate, scaled by FLOPs and counts."""
-    flops = [item.figures["flops_per_token"] for item in (*candidates, *known)]
-    middle = min(candidates, key=lambda item: abs(item.figures["flops_per_token"] - median(flops)))
-    scale = fmean(flops) / middle.figures["flops_per_token"]
+def _seconds(search: SearchFile, candidates: Sequence[Candidate], evaluations: dict[str, int]) -> float:
+    """Estimate the wall time: each sort of candidate is measured at its median, and weighed by its share."""
+    sorts: dict[tuple[str, ...], list[Candidate]] = {}
+    for item in candidates:
+        sorts.setdefault(tuple(item.plan.families()), []).append(item)
+    shares: list[int] = []
+    seconds: list[float] = []
+    stop = time.monotonic() + MEASURING_LIMIT_S
     with TemporaryDirectory() as folder:
         prepared = prepare(search, Path(folder), Path(folder))
-        core_s = sum(count * scale * measured_seconds(prepared, middle, stage) for stage, count in evaluations.items())
+        for members in sorted(sorts.values(), key=len, reverse=True):
+            if shares and time.monotonic() > stop:
+                break
+            flops = [item.figures["flops_per_token"] for item in members]
+            middle = min(members, key=lambda item: abs(item.figures["flops_per_token"] - median(flops)))
+            scale = fmean(flops) / middle.figures["flops_per_token"]
+            shares.append(len(members))
+            measured = (count * measured_seconds(prepared, middle, stage) for stage, count in evaluations.items())
+            seconds.append(scale * sum(measured))
+    core_s = sum(share * each for share, each in zip(shares, seconds, strict=True)) / sum(shares)
     return core_s / (search.settings.workers or available_cores())
 
 
@@ -174,10 +185,12 @@ def measured_seconds(prepared: Prepared, candidate: Candidate, stage: str) -> fl
     torch.set_num_threads(1)
     try:
         if request["kind"] != "train":
-            for _ in range(2):  # the first call of an operation in a process is not like the others
-                started = time.perf_counter()
-                (training_free if request["kind"] == "training_free" else cost)(request)
-            return time.perf_counter() - started
+            started = time.perf_counter()
+            if request["kind"] == "cost":
+                cost(request)
+                return time.perf_counter() - started
+            training_free({**request, "init_seeds": 1})
+            return float(request["init_seeds"] * (time.perf_counter() - started))
         step_tokens = request["recipe"]["batch_size"] * prepared.tasks[request["task_name"]].sequence_length
         recipe = {
             **request["recipe"],
