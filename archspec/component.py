@@ -12,7 +12,7 @@ drop the fields that only the subclass has, in validation and in dumps, so that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Self, cast
 
@@ -186,6 +186,15 @@ class Component(StrictModel):
         if overlay.kind != self.kind or overlay.names_its_kind:
             return overlay
         return self.model_copy(update={name: getattr(overlay, name) for name in overlay.model_fields_set})
+
+    def departures(self, names: Iterable[str]) -> list[str]:
+        """Return, sorted, those of ``names`` that were set to something other than their default."""
+        fields = type(self).model_fields
+        return sorted(
+            name
+            for name in set(names) & self.model_fields_set
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        )
 
     @property
     def names_its_kind(self) -> bool:

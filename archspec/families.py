@@ -282,6 +282,11 @@ class Projection(StreamFields, family="projection", noun="projection", default_k
     feature: Annotated[FeatureMap | None, Off] = None
     parts: tuple[Projection, ...] = ()
 
+    def dump(self) -> dict[str, Any]:
+        """Return the keys that were written, and the kind if it was: what is left out is left to amend."""
+        written = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        return {"kind": self.kind, **written} if self.names_its_kind else written
+
     @classmethod
     def from_list(cls, items: list[Any]) -> Component | None:
         """A bare list is the concatenation of its parts."""

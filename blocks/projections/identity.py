@@ -18,7 +18,7 @@ def without_weights(source: Fields) -> Fields:
     Raises:
         PydanticCustomError: naming the keys to remove.
     """
-    written = sorted({"rank", "hidden", "block_size", "offset", "init"} & source.model_fields_set)
+    written = source.departures(("rank", "hidden", "block_size", "offset", "init"))
     if written:
         raise PydanticCustomError(
             "identity_weights",

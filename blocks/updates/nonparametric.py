@@ -20,7 +20,7 @@ class Nonparametric(Update, kind="nonparametric"):
 
     @model_validator(mode="after")
     def _has_no_step(self) -> Nonparametric:
-        written = sorted({"step_size", "write_size", "anchor"} & self.model_fields_set)
+        written = self.departures(("step_size", "write_size", "anchor"))
         if written:
             raise PydanticCustomError(
                 "nonparametric_step",
