@@ -120,7 +120,8 @@ def fitted(document: LocatedMap, fit: Fit, settings: Settings) -> LocatedMap:
         spec = loading.validate(at(value))
         return float(getattr(complexity.predict(spec, settings.vocab_size, settings.context), fit.metric))
 
-    value = closest(figure, start, fit.target)
+    step = fit.multiple_of if isinstance(start, int) else 1
+    value = step * closest(lambda count: figure(step * count), max(1, start // step) if step > 1 else start, fit.target)
     reached = figure(value)
     if abs(reached - fit.target) > fit.tolerance * fit.target:
         raise FitError(

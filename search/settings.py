@@ -56,12 +56,14 @@ class Fit(StrictModel):
     Args:
         vary: document path of the value, or several that get the same value.
         metric: the figure; ``target`` what it should be; ``tolerance`` the relative error allowed.
+        multiple_of: a whole number is solved in steps of this (a width that heads must divide).
     """
 
     vary: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
     metric: FigureName = "non_embedding_parameters"
     target: Positive
     tolerance: Positive = 0.02
+    multiple_of: Count = 1
 
 
 class Bounds(StrictModel):
