@@ -1,6 +1,6 @@
 """Launch configurations of the linear family's Triton kernels: a rule from sizes to tiles, with its reason.
 
-No autotuning: a run compiles each kernel once. The numbers in ``RULES`` are data, measured on one H200.
+No autotuning: a run compiles each kernel once. The numbers were measured on one H200 (benchmarks/results).
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ class Plan:
     Args:
         chunk: C, tokens a chunk.
         num_segments: segments a sequence, run side by side after a pass that finds their start states.
+        load: programs a multiprocessor.
         reason: why this number of segments, for ``explain`` and benchmarks.
     """
 
     chunk: int
     num_segments: int
+    load: float
     reason: str
 
-
-PROGRAMS_PER_MULTIPROCESSOR = 4
-"""Programs wanted in flight: chunks of one program run one after another, so others must hide their latency."""
 
 LONGEST_GATED_SEGMENT = 512
 """Tokens after which gate gradients start afresh from a stored pair of states: their sums drift by rounding."""
 
-SHORTEST_SEGMENT = 256
+SHORTEST_SEGMENT = 1024
 """Tokens below which the extra pass over k and v costs more than the parallelism gains."""
 
 
@@ -62,30 +61,38 @@ def chunk_length(key_dim: int, value_dim: int, itemsize: int) -> int:
     return 32 if itemsize == 4 and max(padded_dim(key_dim), padded_dim(value_dim)) > 128 else 64
 
 
-def sweep_config(rows: int, cols: int, itemsize: int) -> SweepConfig:
+def sweep_config(rows: int, cols: int, itemsize: int, programs_per_multiprocessor: float = 1.0) -> SweepConfig:
     """Return the tile of the head-serial kernel for a state of rows x cols.
 
     Args:
         rows: the state dim held whole.
         cols: the state dim cut into blocks.
         itemsize: bytes of one input element.
+        programs_per_multiprocessor: how many there are to run; one alone may prefetch deeper.
     """
     rows, cols = padded_dim(rows), padded_dim(cols)
     block = min(cols, 64)
     if itemsize == 4:
         block = min(block, 32 if rows > 128 else 64)
-        return SweepConfig(block, 4 if rows * block <= 128 * 64 else 8, 1 if rows > 64 else 2)
-    return SweepConfig(block, 4 if rows * block <= 128 * 64 else 8, 2)
+        return SweepConfig(block, 4, 1 if rows > 64 else 2)
+    if rows > 128:
+        return SweepConfig(block, 4, 1)
+    return SweepConfig(block, 4, 3 if programs_per_multiprocessor <= 1.0 else 2)
 
 
 def prepare_config(key_dim: int) -> SweepConfig:
-    """Return the tile of the kernel that prepares one chunk of a decay per key channel."""
-    return SweepConfig(min(64, padded_dim(key_dim)), 8, 1)
+    """Return the tile of the kernel that scales q and k of one chunk under a decay per key channel."""
+    return SweepConfig(min(64, padded_dim(key_dim)), 4, 1)
+
+
+def scores_config(key_dim: int) -> SweepConfig:
+    """Return the tile of the kernel for sixteen rows of a chunk's scores under a decay per key channel."""
+    return SweepConfig(min(64, padded_dim(key_dim)), 2, 1)
 
 
 def gradients_config(key_dim: int) -> SweepConfig:
     """Return the tile of the kernel for the gradients inside one chunk of a decay per key channel."""
-    return SweepConfig(min(32, padded_dim(key_dim)), 8, 1)
+    return SweepConfig(min(64, padded_dim(key_dim)), 4, 1)
 
 
 def plan(
@@ -104,11 +111,10 @@ def plan(
     chunk = chunk_length(key_dim, value_dim, itemsize)
     block = sweep_config(key_dim, value_dim, itemsize).block
     programs = num_sequences * num_heads * -(-padded_dim(value_dim) // block)
-    wanted = -(-PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // programs)
     length = max(1, time // num_sequences)
-    segments = min(wanted, -(-length // SHORTEST_SEGMENT))
-    reason = f"{programs} programs on {num_multiprocessors} multiprocessors want {wanted} segments"
+    segments = max(1, min(num_multiprocessors // programs, length // SHORTEST_SEGMENT))
+    reason = f"{programs} programs on {num_multiprocessors} multiprocessors: {segments} segments of {length} tokens"
     if gated and segments < -(-length // LONGEST_GATED_SEGMENT):
         segments = -(-length // LONGEST_GATED_SEGMENT)
         reason = f"gate gradients want segments of at most {LONGEST_GATED_SEGMENT} tokens"
-    return Plan(chunk, max(1, segments), reason)
+    return Plan(chunk, segments, programs * segments / num_multiprocessors, reason)

@@ -38,16 +38,13 @@ from archspec.kernels.linear.cost import (
     padded_dim,
     plan,
     prepare_config,
+    scores_config,
     sweep_config,
 )
 from archspec.kernels.tiles import (
     LOG2E,
     LOWEST_LOG2,
     first_slot,
-    level_anchor,
-    level_decay,
-    level_pairs,
-    level_pairs_transposed,
     load_rows,
     load_sums,
     pair_decay,
@@ -172,7 +169,7 @@ def _scan_segments(
 
 @triton.jit(do_not_specialize=[*_RUNTIME, "total_rows"])
 def _sweep(
-    x, y, z, g, decay, scores, states, out, last_state, w, sums_all, sums_cross, cu_seqlens,
+    x, y, z, g, decay, scores, states, out, last_state, w, sums_out, cu_seqlens,
     scale, T, num_segments, total_rows,
     HV: tl.constexpr, GXY: tl.constexpr, GZ: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr,
     BY: tl.constexpr, BZ: tl.constexpr, C: tl.constexpr,
@@ -183,8 +180,8 @@ def _sweep(
     """out = scale * (x S + pairs z) with the state S [DY, BZ] in registers; S is kept without the scale.
 
     x, y: [rows, HV/GXY, DY]; z, w: [rows, HV/GZ, DZ]; out: [rows, HV, DZ]; states [segments, N*HV, DY, DZ] (or
-    transposed). Sums for gate gradients: ROW_SUMS writes sum_d w out and its share through the state to
-    [blocks, HV, rows]; CHUNK_SUMS writes sum_t w out per column to [slots, HV, DZ].
+    transposed). Sums for gate gradients: ROW_SUMS writes sum_d w out to [blocks, HV, rows]; CHUNK_SUMS writes
+    sum_t w out per column to [slots, HV, DZ].
     """
     i_nh, i_z, num_heads = _head_and_block((DZ + BZ - 1) // BZ)
     i_s = tl.program_id(1)
@@ -213,6 +210,9 @@ def _sweep(
         tile_x = load_rows(x + xy_offset, row, length, stride_xy, cols_y, C, DY, EVEN_Y)
         tile_y = load_rows(y + xy_offset, row, length, stride_xy, cols_y, C, DY, EVEN_Y)
         tile_z = load_rows(z + z_offset, row, length, stride_z, cols_z, C, DZ, EVEN_Z)
+        if SUMS != 0:
+            # Loaded long before its use: only operands of products are prefetched over iterations.
+            tile_w = load_rows(w + z_offset, row, length, stride_z, cols_z, C, DZ, EVEN_Z)
         cross = tl.dot(tile_x, state.to(tile_x.dtype), input_precision=PRECISION)
         update = tile_z
         if GATE == 1:
@@ -247,23 +247,16 @@ def _sweep(
                 pairs = load_rows(base, row, length, HV * C, tl.arange(0, C), C, C, True)
                 if REVERSE:
                     pairs = tl.trans(pairs)
-            if SUMS == 1:
-                inside = tl.dot(pairs, tile_z, input_precision=PRECISION)
-                result = cross + inside
-            else:
-                result = tl.dot(pairs, tile_z, acc=cross, input_precision=PRECISION)
+            result = tl.dot(pairs, tile_z, acc=cross, input_precision=PRECISION)
         store_rows(out_base, result * scale, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
         if SUMS == 1:
-            tile_w = load_rows(w + z_offset, row, length, stride_z, cols_z, C, DZ, EVEN_Z).to(tl.float32)
             rows = tl.arange(0, C)
             at = (tl.cast(i_z, tl.int64) * HV + i_h) * total_rows + start + row + rows
             keep = rows < length - row
-            tl.store(sums_all + at, tl.sum(tile_w * (result * scale), 1), mask=keep)
-            tl.store(sums_cross + at, tl.sum(tile_w * (cross * scale), 1), mask=keep)
+            tl.store(sums_out + at, tl.sum(tile_w * (result * scale), 1), mask=keep)
         if SUMS == 2:
-            tile_w = load_rows(w + z_offset, row, length, stride_z, cols_z, C, DZ, EVEN_Z).to(tl.float32)
             at = ((slot + chunk) * HV + i_h) * DZ + cols_z
-            tl.store(sums_cross + at, tl.sum(tile_w * (result * scale), 0), mask=cols_z < DZ)
+            tl.store(sums_out + at, tl.sum(tile_w * (result * scale), 0), mask=cols_z < DZ)
 
     if HAS_LAST:
         end_segment = 0 if REVERSE else num_segments - 1
@@ -274,7 +267,7 @@ def _sweep(
 
 @triton.jit(do_not_specialize=[*_RUNTIME, "total_rows"])
 def _token_gate_gradient(
-    g, dg, ends, end_gradients, q_all, q_cross, k_all, k_cross, cu_seqlens, scale, T, num_segments, total_rows,
+    g, dg, ends, end_gradients, q_sums, k_sums, cu_seqlens, scale, T, num_segments, total_rows,
     HV: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BLOCKS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
@@ -299,16 +292,14 @@ def _token_gate_gradient(
         row = (last - 1 - step) * C
         keep = rows < length - row
         share = tl.zeros([C], tl.float32)
-        crossing = tl.zeros([C], tl.float32)
         for block in range(BLOCKS):
             at = (tl.cast(block, tl.int64) * HV + i_h) * total_rows + start + row + rows
-            share += tl.load(q_all + at, mask=keep, other=0.0) - tl.load(k_all + at, mask=keep, other=0.0)
-            crossing += tl.load(q_cross + at, mask=keep, other=0.0) - tl.load(k_cross + at, mask=keep, other=0.0)
+            share += tl.load(q_sums + at, mask=keep, other=0.0) - tl.load(k_sums + at, mask=keep, other=0.0)
         at = (start + row + rows) * HV + i_h
         gate = tl.load(g + at, mask=keep, other=0.0).to(tl.float32) * LOG2E
         after = carried + tl.sum(share, 0) - tl.cumsum(share, 0) + share
         tl.store(dg + at, tl.where(gate > LOWEST_LOG2, after, 0.0), mask=keep)
-        carried += tl.sum(crossing, 0)
+        carried += tl.sum(share, 0)  # pairs inside the chunk cancel in it
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -339,108 +330,21 @@ def _chunk_ends(
         carried -= tl.load(k_cross + at_slot, mask=keep_y, other=0.0)
 
 
-# In a diagonal block of 16 tokens both sides may be scaled to its middle as long as no factor passes 2^40: products
-# of two then stay far inside fp32's (and bf16's) range. Stronger decays take the four exact levels below 16.
+# Pairs (t, s) of a chunk are taken by blocks of 16 rows t: q is scaled from an anchor in the block, k to it. With the
+# anchor in the block's middle, the block's own columns are scaled up as well as down; as long as no factor passes
+# 2^40, products of two stay far inside fp32's (and bf16's) range. Stronger decays move the anchor to the row before
+# the block, where no factor exceeds one, and take the block's own pairs one column at a time.
 _SPREAD_LIMIT = tl.constexpr(40.0)
-
-
-@triton.jit
-def _diagonal_spread(sums, sums_base, first, length, stride, cols, keep_cols, C: tl.constexpr):
-    """G minus G in the middle of each block of 16 [C, K], zero past the sequence's end; and its largest size."""
-    spread = sums - level_anchor(sums_base, first, length, stride, cols, keep_cols, 8, C)
-    spread = tl.where((tl.arange(0, C) < length - first)[:, None], spread, 0.0)
-    return spread, tl.max(tl.max(tl.abs(spread), 1), 0)
+_R = tl.constexpr(16)
 
 
 @triton.jit(do_not_specialize=["T", "N"])
 def _prepare_channel(
-    q, k, g, sums_out, decay, q_out, k_out, scores, cu_seqlens, N, T,
+    q, k, g, sums_out, decay, q_out, k_out, cu_seqlens, N, T,
     HV: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr,
-    PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, N_PADDED: tl.constexpr,
 ):  # fmt: skip
-    """For one chunk: G, the chunk's log2 decay, q e^G, k e^(G_C - G) and the scores of pairs inside it."""
-    slot, i_h = tl.program_id(0) // HV, tl.program_id(0) % HV
-    i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
-    start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
-    row = chunk * C
-    if row < length:
-        EVEN: tl.constexpr = K % BK == 0
-        H: tl.constexpr = HV // G
-        qk_offset = (start * H + i_h // G) * K
-        hv_offset = (start * HV + i_h) * K
-        rows = tl.arange(0, C)
-        total_scores = tl.zeros([C, C], tl.float32)
-        for i_k in range((K + BK - 1) // BK):
-            cols = i_k * BK + tl.arange(0, BK)
-            keep_cols = cols < K
-            gates = load_rows(g + hv_offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
-            gates = tl.maximum(gates * LOG2E, LOWEST_LOG2)
-            sums = tl.cumsum(gates, 0)
-            chunk_total = tl.sum(gates, 0)
-            store_rows(sums_out + hv_offset, sums, row, length, HV * K, cols, C, K, EVEN)
-            tl.store(decay + (tl.cast(slot, tl.int64) * HV + i_h) * K + cols, chunk_total, mask=keep_cols)
-            tile_q = load_rows(q + qk_offset, row, length, H * K, cols, C, K, EVEN)
-            tile_k = load_rows(k + qk_offset, row, length, H * K, cols, C, K, EVEN)
-            dtype = tile_q.dtype
-            store_rows(q_out + hv_offset, tile_q * tl.exp2(sums), row, length, HV * K, cols, C, K, EVEN)
-            to_end = tl.exp2(chunk_total[None, :] - sums)
-            store_rows(k_out + hv_offset, tile_k * to_end, row, length, HV * K, cols, C, K, EVEN)
-            tl.debug_barrier()  # the anchors below are rows of G that other threads wrote
-            for level in tl.static_range(4, 9):
-                if 2**level < C:
-                    e = level_decay(sums, sums_out + hv_offset, row, length, HV * K, cols, keep_cols, 2**level, C)
-                    product = tl.dot(
-                        (tile_q * e).to(dtype), tl.trans((tile_k * e).to(dtype)), input_precision=PRECISION
-                    )
-                    total_scores += tl.where(level_pairs(2**level, C), product, 0.0)
-            spread, widest = _diagonal_spread(sums, sums_out + hv_offset, row, length, HV * K, cols, keep_cols, C)
-            if widest < _SPREAD_LIMIT:
-                product = _wide_dot(tile_q * tl.exp2(spread), tl.trans(tile_k * tl.exp2(-spread)), dtype, PRECISION)
-                near = (rows[:, None] // 16 == rows[None, :] // 16) & (rows[:, None] >= rows[None, :])
-                total_scores += tl.where(near, product, 0.0)
-            else:
-                for level in tl.static_range(0, 4):
-                    e = level_decay(sums, sums_out + hv_offset, row, length, HV * K, cols, keep_cols, 2**level, C)
-                    product = tl.dot(
-                        (tile_q * e).to(dtype), tl.trans((tile_k * e).to(dtype)), input_precision=PRECISION
-                    )
-                    total_scores += tl.where(level_pairs(2**level, C), product, 0.0)
-                own = tl.sum(tile_q.to(tl.float32) * tile_k.to(tl.float32), 1)
-                total_scores += tl.where(rows[:, None] == rows[None, :], own[:, None], 0.0)
-        store_rows(scores + (start * HV + i_h) * C, total_scores, row, length, HV * C, tl.arange(0, C), C, C, True)
-
-
-@triton.jit
-def _wide_dot(a, b, dtype: tl.constexpr, PRECISION: tl.constexpr):
-    """Product of fp32 factors up to 2^40 in size, which fp16 cannot hold: in bf16 if that is the inputs' type."""
-    if dtype == tl.bfloat16:
-        return tl.dot(a.to(dtype), b.to(dtype))
-    return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
-
-
-@triton.jit
-def _channel_level(tile_q, tile_k, grow, shrink, pairs, pairs_t, dtype: tl.constexpr, PRECISION: tl.constexpr):
-    """Add of one level to dq, dk and q dq - k dk, from masked score gradients and their transpose.
-
-    The last is formed from the rounded factors, so that the pairs inside the chunk cancel exactly.
-    """
-    if dtype == tl.bfloat16:
-        scaled_q, scaled_k = (tile_q * grow).to(dtype), (tile_k * shrink).to(dtype)
-        pairs, pairs_t = pairs.to(dtype), pairs_t.to(dtype)
-    else:
-        scaled_q, scaled_k = tile_q.to(tl.float32) * grow, tile_k.to(tl.float32) * shrink
-    dq = tl.dot(pairs, scaled_k, input_precision=PRECISION)
-    dk = tl.dot(pairs_t, scaled_q, input_precision=PRECISION)
-    return dq * grow, dk * shrink, scaled_q * dq - scaled_k * dk
-
-
-@triton.jit(do_not_specialize=["T", "N"])
-def _channel_gradients(
-    q, k, v, do, g, sums_in, q_cross, k_cross, carried, dq_out, dk_out, dg_out, cu_seqlens, scale, N, T,
-    HV: tl.constexpr, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    C: tl.constexpr, PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """For one chunk and block of key channels: dq, dk and dg, from the sweeps' share and the pairs inside."""
+    """For one chunk and block of channels: G, the chunk's log2 decay, q e^G and k e^(G_C - G)."""
     BLOCKS: tl.constexpr = (K + BK - 1) // BK
     i_k, slot, i_h = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS // HV, tl.program_id(0) // BLOCKS % HV
     i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
@@ -448,78 +352,203 @@ def _channel_gradients(
     row = chunk * C
     if row < length:
         EVEN: tl.constexpr = K % BK == 0
-        EVEN_V: tl.constexpr = V % BV == 0
         H: tl.constexpr = HV // G
         qk_offset = (start * H + i_h // G) * K
         hv_offset = (start * HV + i_h) * K
-        v_offset = (start * HV + i_h) * V
-        rows = tl.arange(0, C)
-        pairs = tl.zeros([C, C], tl.float32)
-        pairs_t = tl.zeros([C, C], tl.float32)
-        for i_v in range((V + BV - 1) // BV):
-            cols_v = i_v * BV + tl.arange(0, BV)
-            tile_v = load_rows(v + v_offset, row, length, HV * V, cols_v, C, V, EVEN_V)
-            tile_do = load_rows(do + v_offset, row, length, HV * V, cols_v, C, V, EVEN_V)
-            # The transpose is a product of its own: Triton 3.4 to 3.7.0 miscompiles some transposed accumulators
-            # on Hopper.
-            pairs += tl.dot(tile_do, tl.trans(tile_v), input_precision=PRECISION)
-            pairs_t += tl.dot(tile_v, tl.trans(tile_do), input_precision=PRECISION)
-        pairs *= scale
-        pairs_t *= scale
-        dtype = v.dtype.element_ty
         cols = i_k * BK + tl.arange(0, BK)
-        keep_cols = cols < K
-        sums_base = sums_in + hv_offset
-        sums = load_rows(sums_base, row, length, HV * K, cols, C, K, EVEN)
+        gates = load_rows(g + hv_offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
         tile_q = load_rows(q + qk_offset, row, length, H * K, cols, C, K, EVEN)
         tile_k = load_rows(k + qk_offset, row, length, H * K, cols, C, K, EVEN)
-        end = tl.minimum(length - row, C) - 1
-        chunk_total = tl.load(sums_base + (row + end).to(tl.int64) * (HV * K) + cols, mask=keep_cols, other=0.0)
-        from_start, to_end = tl.exp2(sums), tl.exp2(tl.minimum(chunk_total[None, :] - sums, 0.0))
-        cross = load_rows(q_cross + hv_offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
-        dq = cross * from_start
-        share = dq * tile_q
+        gates = tl.maximum(gates * LOG2E, LOWEST_LOG2)
+        sums = tl.cumsum(gates, 0)
+        chunk_total = tl.sum(gates, 0)
+        store_rows(sums_out + hv_offset, sums, row, length, HV * K, cols, C, K, EVEN)
+        tl.store(decay + (tl.cast(slot, tl.int64) * HV + i_h) * K + cols, chunk_total, mask=cols < K)
+        store_rows(q_out + hv_offset, tile_q * tl.exp2(sums), row, length, HV * K, cols, C, K, EVEN)
+        to_end = tl.exp2(tl.minimum(chunk_total[None, :] - sums, 0.0))
+        store_rows(k_out + hv_offset, tile_k * to_end, row, length, HV * K, cols, C, K, EVEN)
+
+
+@triton.jit
+def _scale_block(
+    sums_base, sums, block, row, length, stride, cols, K: tl.constexpr, C: tl.constexpr, EVEN: tl.constexpr
+):
+    """Factors of the 16 rows of a block [16, BK] and of the chunk's columns [C, BK], and G of the block's rows.
+
+    Also returns whether the block's own columns are included, which they are while decays are mild.
+    """
+    first = row + block * _R
+    own_sums = load_rows(sums_base, first, length, stride, cols, _R, K, EVEN)
+    own_rows = (tl.arange(0, _R) < length - first)[:, None]
+    keep = cols < K
+    middle = tl.minimum(first + 7, length - 1)
+    anchor = tl.load(sums_base + tl.cast(middle, tl.int64) * stride + cols, mask=keep, other=0.0)
+    spread = tl.where(own_rows, tl.abs(own_sums - anchor[None, :]), 0.0)
+    mild = tl.max(tl.max(spread, 1), 0) < _SPREAD_LIMIT
+    before = tl.maximum(first - 1, row)
+    before_sums = tl.load(sums_base + tl.cast(before, tl.int64) * stride + cols, mask=keep & (block > 0), other=0.0)
+    anchor = tl.where(mild, anchor, before_sums)
+    end = block * _R + tl.where(mild, _R, 0)
+    grow = tl.exp2(tl.where(own_rows, own_sums - anchor[None, :], 0.0))
+    seen = (tl.arange(0, C) < end)[:, None]
+    shrink = tl.exp2(tl.where(seen, anchor[None, :] - sums, float("-inf")))
+    return grow, shrink, own_sums, mild
+
+
+@triton.jit(do_not_specialize=["T", "N"])
+def _channel_scores(
+    q, k, sums_in, scores, cu_seqlens, N, T,
+    HV: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr,
+    PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sixteen rows of one chunk's scores, sum_k q_tk k_sk e^(G_tk - G_sk) for s <= t."""
+    BLOCKS: tl.constexpr = C // _R
+    block, slot, i_h = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS // HV, tl.program_id(0) // BLOCKS % HV
+    i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
+    start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
+    row = chunk * C
+    first = row + block * _R
+    if first < length:
+        EVEN: tl.constexpr = K % BK == 0
+        H: tl.constexpr = HV // G
+        qk_offset = (start * H + i_h // G) * K
+        sums_base = sums_in + (start * HV + i_h) * K
+        wide = tl.bfloat16 if q.dtype.element_ty == tl.bfloat16 else tl.float32
+        own_rows, rows = tl.arange(0, _R), tl.arange(0, C)
+        seen_end = tl.minimum(first + _R, length)  # later columns are not read
+        total = tl.zeros([_R, C], tl.float32)
+        for i_k in range((K + BK - 1) // BK):
+            cols = i_k * BK + tl.arange(0, BK)
+            tile_q = load_rows(q + qk_offset, first, length, H * K, cols, _R, K, EVEN)
+            tile_k = load_rows(k + qk_offset, row, seen_end, H * K, cols, C, K, EVEN)
+            sums = load_rows(sums_base, row, seen_end, HV * K, cols, C, K, EVEN)
+            grow, shrink, own_sums, mild = _scale_block(sums_base, sums, block, row, length, HV * K, cols, K, C, EVEN)
+            scaled_q, scaled_k = (tile_q * grow).to(wide), (tile_k * shrink).to(wide)
+            total += tl.dot(scaled_q, tl.trans(scaled_k), input_precision=PRECISION)
+            if not mild:
+                for s in range(_R):
+                    other = tl.minimum(first + s, length - 1).to(tl.int64)
+                    other_k = tl.load(k + qk_offset + other * (H * K) + cols, mask=cols < K, other=0.0)
+                    other_sums = tl.load(sums_base + other * (HV * K) + cols, mask=cols < K, other=0.0)
+                    fall = tl.where((own_rows >= s)[:, None], own_sums - other_sums[None, :], float("-inf"))
+                    fall = tl.exp2(tl.minimum(fall, 0.0))
+                    column = tl.sum(tile_q.to(tl.float32) * fall * other_k[None, :].to(tl.float32), 1)
+                    total += tl.where((rows == block * _R + s)[None, :], column[:, None], 0.0)
+        total = tl.where((own_rows + block * _R)[:, None] >= rows[None, :], total, 0.0)
+        store_rows(scores + (start * HV + i_h) * C, total, first, length, HV * C, rows, C=_R, D=C, EVEN=True)
+
+
+@triton.jit(do_not_specialize=["T", "N"])
+def _score_gradients(
+    v, do, out, cu_seqlens, scale, N, T,
+    HV: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one chunk's scores, scale * do_t . v_s for s <= t [B, T, HV, C]."""
+    slot, i_h = tl.program_id(0) // HV, tl.program_id(0) % HV
+    i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
+    start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
+    row = chunk * C
+    if row < length:
+        EVEN: tl.constexpr = V % BV == 0
+        offset = (start * HV + i_h) * V
+        rows = tl.arange(0, C)
+        pairs = tl.zeros([C, C], tl.float32)
+        for i_v in range((V + BV - 1) // BV):
+            cols = i_v * BV + tl.arange(0, BV)
+            tile_v = load_rows(v + offset, row, length, HV * V, cols, C, V, EVEN)
+            tile_do = load_rows(do + offset, row, length, HV * V, cols, C, V, EVEN)
+            pairs += tl.dot(tile_do, tl.trans(tile_v), input_precision=PRECISION)
+        pairs = tl.where(rows[:, None] >= rows[None, :], pairs * scale, 0.0)
+        store_rows(out + (start * HV + i_h) * C, pairs, row, length, HV * C, rows, C, C, True)
+
+
+@triton.jit(do_not_specialize=["T", "N"])
+def _channel_gradients(
+    q, k, g, sums_in, pairs_in, q_cross, k_cross, carried, dq_out, dk_out, dg_out, cu_seqlens, N, T,
+    HV: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr,
+    PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """For one chunk and block of key channels: dq, dk and dg, from the sweeps' share and the pairs inside.
+
+    The share of q dq - k dk that comes from pairs is formed from the rounded factors of the products, so that the
+    pairs inside the chunk cancel exactly.
+    """
+    BLOCKS: tl.constexpr = (K + BK - 1) // BK
+    i_k, slot, i_h = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS // HV, tl.program_id(0) // BLOCKS % HV
+    i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
+    start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
+    row = chunk * C
+    if row < length:
+        EVEN: tl.constexpr = K % BK == 0
+        H: tl.constexpr = HV // G
+        qk_offset = (start * H + i_h // G) * K
+        hv_offset = (start * HV + i_h) * K
+        pairs_base = pairs_in + (start * HV + i_h) * C
+        sums_base = sums_in + hv_offset
+        wide = tl.bfloat16 if q.dtype.element_ty == tl.bfloat16 else tl.float32
+        own_rows, rows = tl.arange(0, _R), tl.arange(0, C)
+        cols = i_k * BK + tl.arange(0, BK)
+        sums = load_rows(sums_base, row, length, HV * K, cols, C, K, EVEN)
+        tile_k = load_rows(k + qk_offset, row, length, H * K, cols, C, K, EVEN)
+        dk = tl.zeros([C, BK], tl.float32)
+        share = tl.zeros([C, BK], tl.float32)
+        for block in range(tl.minimum(tl.cdiv(length - row, _R), C // _R)):
+            first = row + block * _R
+            tile_q = load_rows(q + qk_offset, first, length, H * K, cols, _R, K, EVEN)
+            cross = load_rows(q_cross + hv_offset, first, length, HV * K, cols, _R, K, EVEN).to(tl.float32)
+            pairs = load_rows(pairs_base, first, length, HV * C, rows, _R, C, True)
+            transposed = pairs_base + tl.cast(first, tl.int64) * (HV * C) + own_rows[None, :] * (HV * C) + rows[:, None]
+            pairs_t = tl.load(transposed, mask=(own_rows < length - first)[None, :], other=0.0)
+            grow, shrink, own_sums, mild = _scale_block(sums_base, sums, block, row, length, HV * K, cols, K, C, EVEN)
+            scaled_q, scaled_k = (tile_q * grow).to(wide), (tile_k * shrink).to(wide)
+            dq = tl.dot(pairs.to(wide), scaled_k, input_precision=PRECISION)
+            add_dk = tl.dot(pairs_t.to(wide), scaled_q, input_precision=PRECISION)
+            dk += add_dk * shrink
+            share -= scaled_k * add_dk
+            own_share = scaled_q * dq
+            dq *= grow
+            if not mild:
+                own_dk = tl.zeros([_R, BK], tl.float32)
+                for s in range(_R):
+                    other = tl.minimum(first + s, length - 1).to(tl.int64)
+                    other_k = tl.load(k + qk_offset + other * (H * K) + cols, mask=cols < K, other=0.0).to(tl.float32)
+                    other_sums = tl.load(sums_base + other * (HV * K) + cols, mask=cols < K, other=0.0)
+                    seen = (own_rows >= s) & (own_rows < length - first)
+                    fall = tl.exp2(
+                        tl.where(seen[:, None], tl.minimum(own_sums - other_sums[None, :], 0.0), float("-inf"))
+                    )
+                    column_at = pairs_base + (first + own_rows).to(tl.int64) * (HV * C) + block * _R + s
+                    column = tl.load(column_at, mask=seen, other=0.0).to(tl.float32)
+                    fall *= column[:, None]
+                    dq += fall * other_k[None, :]
+                    own_share += fall * other_k[None, :] * tile_q
+                    to_k = tl.sum(fall * tile_q, 0)
+                    own_dk += tl.where((own_rows == s)[:, None], to_k[None, :], 0.0)
+                    own_share -= tl.where((own_rows == s)[:, None], (to_k * other_k)[None, :], 0.0)
+                place = (rows[:, None] == own_rows[None, :] + block * _R).to(tl.float32)
+                dk += tl.dot(place, own_dk, input_precision="ieee")
+            cross *= tl.exp2(own_sums)
+            dq += cross
+            own_share += cross * tile_q
+            store_rows(dq_out + hv_offset, dq, first, length, HV * K, cols, _R, K, EVEN)
+            # These rows' share goes through memory: it is summed over the chunk's rows below.
+            store_rows(dg_out + hv_offset, own_share, first, length, HV * K, cols, _R, K, EVEN)
+        last = tl.minimum(row + C, length) - 1
+        chunk_total = tl.load(sums_base + last.to(tl.int64) * (HV * K) + cols, mask=cols < K, other=0.0)
         cross = load_rows(k_cross + hv_offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
-        dk = cross * to_end
-        share -= dk * tile_k
-        for level in tl.static_range(4, 9):
-            if 2**level < C:
-                e = level_decay(sums, sums_base, row, length, HV * K, cols, keep_cols, 2**level, C)
-                here = level_pairs(2**level, C)
-                there = level_pairs_transposed(2**level, C)
-                add_q, add_k, add = _channel_level(
-                    tile_q, tile_k, e, e, tl.where(here, pairs, 0.0), tl.where(there, pairs_t, 0.0), dtype, PRECISION
-                )
-                dq, dk, share = dq + add_q, dk + add_k, share + add
-        spread, widest = _diagonal_spread(sums, sums_base, row, length, HV * K, cols, keep_cols, C)
-        if widest < _SPREAD_LIMIT:
-            near = rows[:, None] // 16 == rows[None, :] // 16
-            here = near & (rows[:, None] >= rows[None, :])
-            there = near & (rows[:, None] <= rows[None, :])
-            add_q, add_k, add = _channel_level(
-                tile_q, tile_k, tl.exp2(spread), tl.exp2(-spread),
-                tl.where(here, pairs, 0.0), tl.where(there, pairs_t, 0.0), dtype, PRECISION,
-            )  # fmt: skip
-            dq, dk, share = dq + add_q, dk + add_k, share + add
-        else:
-            for level in tl.static_range(0, 4):
-                e = level_decay(sums, sums_base, row, length, HV * K, cols, keep_cols, 2**level, C)
-                here = level_pairs(2**level, C)
-                there = level_pairs_transposed(2**level, C)
-                add_q, add_k, add = _channel_level(
-                    tile_q, tile_k, e, e, tl.where(here, pairs, 0.0), tl.where(there, pairs_t, 0.0), dtype, PRECISION
-                )
-                dq, dk, share = dq + add_q, dk + add_k, share + add
-            own = tl.sum(tl.where(rows[:, None] == rows[None, :], pairs, 0.0), 1)
-            dq += own[:, None] * tile_k
-            dk += own[:, None] * tile_q
-        store_rows(dq_out + hv_offset, dq, row, length, HV * K, cols, C, K, EVEN)
+        cross *= tl.exp2(tl.minimum(chunk_total[None, :] - sums, 0.0))
+        dk += cross
+        share -= cross * tile_k
         store_rows(dk_out + hv_offset, dk, row, length, HV * K, cols, C, K, EVEN)
+        tl.debug_barrier()  # other threads wrote the rows' share
+        share += load_rows(dg_out + hv_offset, row, length, HV * K, cols, C, K, EVEN)
         at_slot = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols
-        after = tl.load(carried + at_slot, mask=keep_cols, other=0.0)[None, :]
+        after = tl.load(carried + at_slot, mask=cols < K, other=0.0)[None, :]
         after += tl.sum(share, 0)[None, :] - tl.cumsum(share, 0) + share
         gates = load_rows(g + hv_offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32) * LOG2E
         dg = tl.where(gates > LOWEST_LOG2, after, 0.0)
+        tl.debug_barrier()
         store_rows(dg_out + hv_offset, dg, row, length, HV * K, cols, C, K, EVEN)
 
 
@@ -612,24 +641,16 @@ class _Sums:
 
     w: Tensor
     kind: int
-    all: Tensor | None
-    cross: Tensor
+    out: Tensor
 
 
 def _row_sums(call: _Call, w: Tensor, blocks: int) -> _Sums:
-    shape = (blocks, call.HV, call.rows)
-    return _Sums(
-        w,
-        ROW_SUMS,
-        torch.empty(shape, dtype=torch.float32, device=w.device),
-        torch.empty(shape, dtype=torch.float32, device=w.device),
-    )
+    return _Sums(w, ROW_SUMS, torch.empty(blocks, call.HV, call.rows, dtype=torch.float32, device=w.device))
 
 
 def _chunk_sums(call: _Call, w: Tensor) -> _Sums:
-    return _Sums(
-        w, CHUNK_SUMS, None, torch.empty(call.slots, call.HV, w.shape[-1], dtype=torch.float32, device=w.device)
-    )
+    shape = (call.slots, call.HV, w.shape[-1])
+    return _Sums(w, CHUNK_SUMS, torch.empty(shape, dtype=torch.float32, device=w.device))
 
 
 def _launch_sweep(
@@ -640,7 +661,7 @@ def _launch_sweep(
 ) -> Tensor:  # fmt: skip
     """Run one sweep; returns out [B, T, HV, DZ], in fp32 when it is to be summed over a group of heads."""
     DY, DZ = y.shape[-1], z.shape[-1]
-    config = sweep_config(DY, DZ, z.element_size())
+    config = sweep_config(DY, DZ, z.element_size(), call.plan.load)
     grouped = transposed and call.HV != call.H
     dtype = torch.float32 if grouped else z.dtype
     out = torch.empty(call.B, call.T, call.HV, DZ, dtype=dtype, device=z.device)
@@ -648,7 +669,7 @@ def _launch_sweep(
     grid = (call.N * call.HV * -(-DZ // config.block), call.plan.num_segments)
     _sweep[grid](
         x, y, z, g, decay, scores, states, out, last_state,
-        None if sums is None else sums.w, None if sums is None else sums.all, None if sums is None else sums.cross,
+        None if sums is None else sums.w, None if sums is None else sums.out,
         cu_seqlens, scale, call.T, call.plan.num_segments, call.rows,
         GXY=call.HV // x.shape[2], GZ=call.HV // z.shape[2], DY=DY, DZ=DZ, BY=padded_dim(DY), BZ=config.block,
         REVERSE=reverse, GATE=COLUMN_GATE if decay_columns else gate,
@@ -680,11 +701,16 @@ def _prepare(call: _Call, q: Tensor, k: Tensor, g: Tensor, cu_seqlens: Tensor | 
         k=torch.empty(*shape, call.K, dtype=q.dtype, device=q.device),
         scores=torch.empty(*shape, call.chunk, dtype=q.dtype, device=q.device),
     )
+    shared = {**call.sizes(), "G": call.HV // call.H, "K": call.K, "N_PADDED": next_power_of_two(call.N)}
     config = prepare_config(call.K)
-    _prepare_channel[(call.slots * call.HV,)](
-        q, k, g, made.sums, made.decay, made.q, made.k, made.scores, cu_seqlens, call.N, call.T,
-        G=call.HV // call.H, K=call.K, BK=config.block, N_PADDED=next_power_of_two(call.N),
-        PRECISION=_precision_wide(q), **call.sizes(), num_warps=config.num_warps, num_stages=config.num_stages,
+    _prepare_channel[(call.slots * call.HV * -(-call.K // config.block),)](
+        q, k, g, made.sums, made.decay, made.q, made.k, cu_seqlens, call.N, call.T, BK=config.block, **shared,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    config = scores_config(call.K)
+    _channel_scores[(call.slots * call.HV * (call.chunk // 16),)](
+        q, k, made.sums, made.scores, cu_seqlens, call.N, call.T, BK=config.block, PRECISION=_precision_wide(q),
+        **shared, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return made
 
@@ -783,9 +809,9 @@ def _token_backward(
     dg = torch.empty_like(g, dtype=torch.float32)
     BV = padded_dim(call.V)
     _token_gate_gradient[(call.N * call.HV, call.plan.num_segments)](
-        g, dg, ends, end_gradients, sums_q.all, sums_q.cross, sums_k.all, sums_k.cross, cu_seqlens, scale,
+        g, dg, ends, end_gradients, sums_q.out, sums_k.out, cu_seqlens, scale,
         call.T, call.plan.num_segments, call.rows, DY=call.K, DZ=call.V, BK=min(32, padded_dim(call.K)), BV=BV,
-        BLOCKS=sums_q.cross.shape[0], **call.sizes(), num_warps=4,
+        BLOCKS=sums_q.out.shape[0], **call.sizes(), num_warps=4,
     )  # fmt: skip
     return dg
 
@@ -794,10 +820,10 @@ def _carried(
     call: _Call, ends: Tensor, end_gradients: Tensor, sums_q: _Sums, sums_k: _Sums, cu_seqlens: Tensor | None,
     scale: float,
 ) -> Tensor:  # fmt: skip
-    carried = torch.empty_like(sums_q.cross)
+    carried = torch.empty_like(sums_q.out)
     BK = min(32, padded_dim(call.K))
     _chunk_ends[(call.N * call.HV * -(-call.K // BK), call.plan.num_segments)](
-        ends, end_gradients, sums_q.cross, sums_k.cross, carried, cu_seqlens, scale, call.T, call.plan.num_segments,
+        ends, end_gradients, sums_q.out, sums_k.out, carried, cu_seqlens, scale, call.T, call.plan.num_segments,
         DY=call.K, DZ=call.V, BK=BK, BV=padded_dim(call.V), **call.sizes(), num_warps=4,
     )  # fmt: skip
     return carried
@@ -807,13 +833,20 @@ def _channel_backward(
     call: _Call, q: Tensor, k: Tensor, v: Tensor, do: Tensor, g: Tensor, made: _Prepared, dq: Tensor, dk: Tensor,
     carried: Tensor, cu_seqlens: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return dq, dk [B, T, HV, K] and dg, given what the sweeps found of the first two."""
+    config = gradients_config(call.K)
+    shared = {**call.sizes(), "N_PADDED": next_power_of_two(call.N), "PRECISION": _precision_wide(q)}
+    pairs = torch.empty_like(made.scores)
+    _score_gradients[(call.slots * call.HV,)](
+        v, do, pairs, cu_seqlens, scale, call.N, call.T, V=call.V, BV=min(64, padded_dim(call.V)), **shared,
+        num_warps=4, num_stages=2,
+    )  # fmt: skip
     dg = torch.empty_like(g, dtype=torch.float32)
     dq_out, dk_out = torch.empty_like(dq), torch.empty_like(dk)
-    config, BV = gradients_config(call.K), min(64, padded_dim(call.V))
     _channel_gradients[(call.slots * call.HV * -(-call.K // config.block),)](
-        q, k, v, do, g, made.sums, dq, dk, carried, dq_out, dk_out, dg, cu_seqlens, scale, call.N, call.T,
-        G=call.HV // call.H, K=call.K, V=call.V, BK=config.block, BV=BV, N_PADDED=next_power_of_two(call.N),
-        PRECISION=_precision_wide(q), **call.sizes(), num_warps=config.num_warps, num_stages=config.num_stages,
+        q, k, g, made.sums, pairs, dq, dk, carried, dq_out, dk_out, dg, cu_seqlens, call.N, call.T,
+        G=call.HV // call.H, K=call.K, BK=config.block, **shared, num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )  # fmt: skip
     return dq_out, dk_out, dg
 

@@ -68,17 +68,18 @@ class Launch:
 
 
 _USUAL = (4, 8192, 16, 16, 128, 128)
+_LONG = (1, 16384, 16, 16, 128, 128)
 _WIDE = (8, 2048, 32, 32, 256, 256)
 CASES = (
     *(Case("linear", "bfloat16", "none", _USUAL, f"_sweep#{n}") for n in range(4)),
-    Case("linear", "bfloat16", "none", _USUAL, "_segment_states#0"),
-    Case("linear", "bfloat16", "none", _USUAL, "_scan_segments#0"),
+    Case("linear", "bfloat16", "none", _LONG, "_segment_states#0"),
+    Case("linear", "bfloat16", "none", _LONG, "_scan_segments#0"),
     Case("linear", "bfloat16", "none", _WIDE, "_sweep#0"),
-    Case("linear", "bfloat16", "none", _WIDE, "_sweep#2"),
     Case("linear", "bfloat16", "token", _USUAL, "_sweep#0"),
     Case("linear", "bfloat16", "token", _USUAL, "_sweep#2"),
     Case("linear", "bfloat16", "token", _USUAL, "_token_gate_gradient#0"),
     Case("linear", "bfloat16", "key", _USUAL, "_prepare_channel#0"),
+    Case("linear", "bfloat16", "key", _USUAL, "_channel_scores#0"),
     Case("linear", "bfloat16", "key", _USUAL, "_channel_gradients#0"),
     Case("linear", "bfloat16", "key", _USUAL, "_chunk_ends#0"),
     Case("linear", "float32", "none", _WIDE, "_sweep#0"),
