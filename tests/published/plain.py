@@ -33,12 +33,16 @@ NARROW = {
 }
 
 
-def perturbed(name: str, backend: str, enlarged: Mapping[str, float] | None = None) -> SequenceModel:
+def perturbed(
+    name: str, backend: str, enlarged: Mapping[str, float] | None = None, narrow: str | None = None
+) -> SequenceModel:
     """Return a shipped model in fp64, 64 wide, every parameter (gates, norms, starts) moved away from its start.
 
-    ``enlarged`` multiplies parameters whose names end so, to reach every branch of a rule.
+    ``enlarged`` multiplies parameters whose names end so, to reach every branch of a rule; ``narrow`` is an overlay
+    for sizes that do not follow the model's width.
     """
-    spec = archspec.loads(f"extends: {name}\nname: narrow\nmodel_dim: 64\n{NARROW.get(name, '')}")
+    overlay = NARROW.get(name, "") if narrow is None else narrow
+    spec = archspec.loads(f"extends: {name}\nname: narrow\nmodel_dim: 64\n{overlay}")
     model = archspec.compile(spec, vocab_size=32, backend=backend, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -59,26 +63,37 @@ def hold(
     length: int = 40,
     layer: int = 0,
     enlarged: Mapping[str, float] | None = None,
+    narrow: str | None = None,
+    shared: Mapping[str, int] | None = None,
 ) -> None:
-    """Check a layer's mixer against published equations: outputs, final state and the gradient of everything."""
-    model = perturbed(name, backend, enlarged)
+    """Check a layer's mixer against published equations: outputs, final state and the gradient of everything.
+
+    ``shared`` names what the layer reads from an earlier one, with its width: random here, [B, T, H, width], and handed
+    to the equations among the parameters.
+    """
+    model = perturbed(name, backend, enlarged, narrow)
     layers: Any = model.layers
     mixer = layers[layer].mixer
     generator = torch.Generator().manual_seed(2)
     length = min(length, 40) if backend == "reference" else length  # the recurrence has no chunks to cross
     x = torch.randn(2, length, model.spec.model_dim, generator=generator, dtype=torch.float64).requires_grad_()
-    carry = Carry(None, 0)
+    lent = {
+        key: torch.randn(*x.shape[:2], mixer.dims.num_heads, width, generator=generator, dtype=torch.float64)
+        for key, width in (shared or {}).items()
+    }
+    lent = {key: tensor.requires_grad_() for key, tensor in lent.items()}
+    carry = Carry(None, 0, shared=dict(lent))
     output = mixer(x, carry)
     prefix = f"layers.{layer}.mixer."
     found = {"output": output, **{path.removeprefix(prefix): kept for path, kept in carry.outgoing.items()}}
     parameters = dict(mixer.named_parameters())
-    published_output, published_state = published(x, parameters)
+    published_output, published_state = published(x, {**parameters, **lent})
     wanted = {"output": published_output, **published_state}
     assert set(found) == set(wanted)
     for key, tensor in wanted.items():
         assert found[key].shape == tensor.shape, key
         assert error(found[key], tensor) < TOLERANCE, key
-    leaves = {"x": x, **parameters}
+    leaves = {"x": x, **parameters, **lent}
     weights = {
         key: torch.randn(tensor.shape, generator=generator, dtype=torch.float64) for key, tensor in wanted.items()
     }
@@ -110,6 +125,22 @@ def short_convolution(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
         dim=1,
     )
     return y, padded[:, x.shape[1] :]
+
+
+def convolved(x: Tensor, p: Parameters, name: str, count: int) -> tuple[Tensor, Tensor]:
+    """Return silu(conv(x W)) of a projection as [B, T, H, d], and what its convolution keeps."""
+    mapped, kept = short_convolution(x @ p[f"projections.{name}.source.weight"], p[f"projections.{name}.source.conv"])
+    return heads(silu(mapped), count), kept
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Return 1 / (1 + exp(-x))."""
+    return 1 / (1 + torch.exp(-x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """Return log(1 + exp(x))."""
+    return torch.log(1 + torch.exp(x))
 
 
 def silu(x: Tensor) -> Tensor:
