@@ -82,17 +82,17 @@ def sweep_config(rows: int, cols: int, itemsize: int, programs_per_multiprocesso
 
 def prepare_config(key_dim: int) -> SweepConfig:
     """Return the tile of the kernel that scales q and k of one chunk under a decay per key channel."""
-    return SweepConfig(min(64, padded_dim(key_dim)), 4, 1)
+    return SweepConfig(min(128, padded_dim(key_dim)), 4, 1)
 
 
 def scores_config(key_dim: int) -> SweepConfig:
     """Return the tile of the kernel for sixteen rows of a chunk's scores under a decay per key channel."""
-    return SweepConfig(min(64, padded_dim(key_dim)), 2, 1)
+    return SweepConfig(min(32, padded_dim(key_dim)), 1, 1)
 
 
 def gradients_config(key_dim: int) -> SweepConfig:
     """Return the tile of the kernel for the gradients inside one chunk of a decay per key channel."""
-    return SweepConfig(min(64, padded_dim(key_dim)), 4, 1)
+    return SweepConfig(16, 2, 1)
 
 
 def plan(

@@ -180,8 +180,8 @@ def _sweep(
     """out = scale * (x S + pairs z) with the state S [DY, BZ] in registers; S is kept without the scale.
 
     x, y: [rows, HV/GXY, DY]; z, w: [rows, HV/GZ, DZ]; out: [rows, HV, DZ]; states [segments, N*HV, DY, DZ] (or
-    transposed). Sums for gate gradients: ROW_SUMS writes sum_d w out to [blocks, HV, rows]; CHUNK_SUMS writes
-    sum_t w out per column to [slots, HV, DZ].
+    transposed). Sums for gate gradients: ROW_SUMS writes sum_d w out and its share through the state to
+    [2, blocks, HV, rows]; CHUNK_SUMS writes sum_t w out per column to [slots, HV, DZ].
     """
     i_nh, i_z, num_heads = _head_and_block((DZ + BZ - 1) // BZ)
     i_s = tl.program_id(1)
@@ -247,13 +247,18 @@ def _sweep(
                 pairs = load_rows(base, row, length, HV * C, tl.arange(0, C), C, C, True)
                 if REVERSE:
                     pairs = tl.trans(pairs)
-            result = tl.dot(pairs, tile_z, acc=cross, input_precision=PRECISION)
+            if SUMS == 1:
+                result = cross + tl.dot(pairs, tile_z, input_precision=PRECISION)
+            else:
+                result = tl.dot(pairs, tile_z, acc=cross, input_precision=PRECISION)
         store_rows(out_base, result * scale, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
         if SUMS == 1:
             rows = tl.arange(0, C)
             at = (tl.cast(i_z, tl.int64) * HV + i_h) * total_rows + start + row + rows
             keep = rows < length - row
             tl.store(sums_out + at, tl.sum(tile_w * (result * scale), 1), mask=keep)
+            at += tl.num_programs(0) // num_heads * tl.cast(HV, tl.int64) * total_rows
+            tl.store(sums_out + at, tl.sum(tile_w * (cross * scale), 1), mask=keep)
         if SUMS == 2:
             at = ((slot + chunk) * HV + i_h) * DZ + cols_z
             tl.store(sums_out + at, tl.sum(tile_w * (result * scale), 0), mask=cols_z < DZ)
@@ -292,14 +297,19 @@ def _token_gate_gradient(
         row = (last - 1 - step) * C
         keep = rows < length - row
         share = tl.zeros([C], tl.float32)
+        crossing = tl.zeros([C], tl.float32)
         for block in range(BLOCKS):
             at = (tl.cast(block, tl.int64) * HV + i_h) * total_rows + start + row + rows
             share += tl.load(q_sums + at, mask=keep, other=0.0) - tl.load(k_sums + at, mask=keep, other=0.0)
+            at += tl.cast(BLOCKS * HV, tl.int64) * total_rows
+            crossing += tl.load(q_sums + at, mask=keep, other=0.0) - tl.load(k_sums + at, mask=keep, other=0.0)
         at = (start + row + rows) * HV + i_h
         gate = tl.load(g + at, mask=keep, other=0.0).to(tl.float32) * LOG2E
         after = carried + tl.sum(share, 0) - tl.cumsum(share, 0) + share
         tl.store(dg + at, tl.where(gate > LOWEST_LOG2, after, 0.0), mask=keep)
-        carried += tl.sum(share, 0)  # pairs inside the chunk cancel in it
+        # The whole share has the same sum in exact arithmetic, but not from bf16 products: pairs inside the chunk
+        # then leave their rounding here, chunk after chunk.
+        carried += tl.sum(crossing, 0)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -645,7 +655,7 @@ class _Sums:
 
 
 def _row_sums(call: _Call, w: Tensor, blocks: int) -> _Sums:
-    return _Sums(w, ROW_SUMS, torch.empty(blocks, call.HV, call.rows, dtype=torch.float32, device=w.device))
+    return _Sums(w, ROW_SUMS, torch.empty(2, blocks, call.HV, call.rows, dtype=torch.float32, device=w.device))
 
 
 def _chunk_sums(call: _Call, w: Tensor) -> _Sums:
@@ -811,7 +821,7 @@ def _token_backward(
     _token_gate_gradient[(call.N * call.HV, call.plan.num_segments)](
         g, dg, ends, end_gradients, sums_q.out, sums_k.out, cu_seqlens, scale,
         call.T, call.plan.num_segments, call.rows, DY=call.K, DZ=call.V, BK=min(32, padded_dim(call.K)), BV=BV,
-        BLOCKS=sums_q.out.shape[0], **call.sizes(), num_warps=4,
+        BLOCKS=sums_q.out.shape[1], **call.sizes(), num_warps=4,
     )  # fmt: skip
     return dg
 
