@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, silu
 
-from archspec.kernels import delta_rule, dplr_rule, linear_attention, online_memory, softmax_attention
+from archspec.kernels.delta import delta_rule
+from archspec.kernels.dplr import dplr_rule
+from archspec.kernels.linear import linear_attention
+from archspec.kernels.online import online_memory
+from archspec.kernels.softmax import softmax_attention
 
 B, H, K, V = 8, 2, 32, 32
 WINDOW = 64
@@ -169,10 +173,11 @@ def _l2(prediction: Tensor, value: Tensor, inputs: Mapping[str, Tensor]) -> Tens
 
 def _online(backend: str) -> Form:
     def run(q: Tensor, k: Tensor, v: Tensor, w1: Tensor, w2: Tensor, step_size: Tensor, g: Tensor) -> Tensor:
-        return online_memory(
+        o, _ = online_memory(
             q, k, v, {"w1": w1, "w2": w2}, network=_network, error=_l2, step_size=step_size, log_decay=g,
             chunk_size=CHUNK, backend=backend,
-        )[0]  # fmt: skip
+        )  # fmt: skip
+        return o
 
     return run
 

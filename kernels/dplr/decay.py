@@ -2,18 +2,22 @@
 
 With log decays g and their inclusive sum G inside a chunk, a value written at token j and read at token i has
 shrunk by ``exp(G_i - G_j)``, or by ``exp(G_i - g_i - G_j)`` when it is read before token i's own decay. Only
-such differences are exponentiated, never ``exp(-G)``, so no exponent is positive: a log decay of -20 a token
-loses nothing, and a decay of zero (g = -inf) gives exact zeros, in the gradients too.
+such differences are exponentiated, never ``exp(-G)``, which overflows: a log decay of -20 a token loses nothing,
+and a decay of zero (g = -inf) gives exact zeros, in the gradients too.
 
 Sums run in fp64 (where the device has it), so that the difference of two large sums keeps fp32 accuracy.
 
 A decay per key channel cannot leave the product over keys. Its C x C matrix is built by halving: the lower left
 quarter of a block pairs rows of its second half with columns of its first, and both sides are scaled towards
 the boundary between them, which keeps both exponents at or below zero. Recursing on the two diagonal quarters
-takes log2(C) batched products and no C x C x K tensor.
+takes log2(C) batched products and no C x C x K tensor. On a CPU, where looking at values costs nothing, a call
+whose decays over a whole chunk stay far from underflow scales both sides to the middle of the chunk instead, and
+one product does, with exponents of at most half the chunk's decay.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,7 +46,9 @@ class ChunkDecay:
         dtype: what the factors are computed in: fp64 or fp32.
 
     Attributes:
-        enter: ``exp(G)`` [M, N, C, 1 or K], from the chunk's start to after each token's decay; None if no decay.
+        sums: G [M, N, C, 1 or K], or None without decay; the other attributes are then absent.
+        own: ``exp(g)`` [M, N, C, 1 or K], each token's own decay.
+        enter: ``exp(G)``, from the chunk's start to after each token's decay.
         enter_before: ``exp(G - g)``, from the chunk's start to before each token's decay.
         leave: ``exp(G_C - G)``, from each token to the chunk's end.
         total: ``exp(G_C)`` [M, N, 1 or K].
@@ -53,12 +59,14 @@ class ChunkDecay:
         self.sums: Tensor | None = None
         if g is None:
             return
-        g = clamp_log_decay(g, dtype).to(sum_dtype(g))
-        self.sums = g.cumsum(-2)
-        self.sums_before = self.sums - g
+        g = clamp_log_decay(g, dtype)
+        precise = g.to(sum_dtype(g))
+        self.own = g.to(dtype).exp()
+        self.sums = precise.cumsum(-2)
+        self.sums_before = self.sums - precise
         last = self.sums[..., -1:, :]
-        self.enter = self.sums.to(dtype).exp()
         self.enter_before = self.sums_before.to(dtype).exp()
+        self.enter = self.enter_before * self.own
         self.leave = (last - self.sums).to(dtype).exp()
         self.total = self.enter[..., -1, :]
 
@@ -104,57 +112,89 @@ class ChunkDecay:
     def _channel_products(self, sums: Tensor, before: Tensor, after: Tensor, writes: Tensor) -> Tensor:
         own = (after[:, :, None] * writes).sum(-1)  # [M, N, w, C]: a token reads its own write undecayed
         own = torch.stack([torch.zeros_like(own), own], dim=2)
-        reads = torch.stack([before, after], dim=2)  # [M, N, 2, C, K]
-        levels = decay_levels(torch.stack([self.sums_before, sums], dim=2), sums, self.dtype)
-        return channel_products(reads, writes, own, levels)
+        reads = torch.stack([before, after * self.own], dim=2)  # [M, N, 2, C, K], both as before the token's decay
+        return channel_products(reads, writes, own, decay_factors(self.sums_before, sums, self.dtype))
 
 
-Level = tuple[Tensor, Tensor]
-"""Decay from a boundary to the reads after it [M, N, r, blocks, s, K], and from the writes before it to the boundary
-[M, N, blocks, s, K]: one level of the halving, blocks of length 2 s."""
+@dataclass(frozen=True)
+class Centred:
+    """Decay from the middle of a chunk to its reads and from its writes to there, both [M, N, C, K]."""
+
+    rise: Tensor
+    fall: Tensor
 
 
-def decay_levels(read_sums: Tensor, sums: Tensor, dtype: torch.dtype) -> list[Level]:
-    """Return the decay factors of all levels, shortest blocks first.
+@dataclass(frozen=True)
+class Halved:
+    """Decay from boundaries to the reads after them and from the writes before them, [M, N, blocks, s, K] by level."""
+
+    rise: tuple[Tensor, ...]
+    fall: tuple[Tensor, ...]
+
+
+Factors = Centred | Halved
+
+
+def decay_factors(read_sums: Tensor, sums: Tensor, dtype: torch.dtype) -> Factors:
+    """Return the factors of ``exp(R_i - G_j)`` for j < i, by which reads and writes of a chunk can be scaled apart.
 
     Args:
-        read_sums: log decay from the chunk's start to each of r kinds of reads [M, N, r, C, K], C a power of two.
-        sums: log decay from the chunk's start to each write [M, N, C, K].
+        read_sums: R, log decay from the chunk's start to each read [M, N, C, K]; C a power of two for ``Halved``.
+        sums: G, from the chunk's start to each write [M, N, C, K].
         dtype: of the result.
     """
-    M, N, r, C, K = read_sums.shape
-    levels = []
+    if _is_mild(sums, dtype):
+        middle = sums[..., -1:, :] / 2
+        # Rounded after the exp: the two factors' errors do not cancel as those of one difference would.
+        return Centred((read_sums - middle).exp().to(dtype), (middle - sums).exp().to(dtype))
+    M, N, C, K = sums.shape
+    rise, fall = [], []
     s = 1
     while s < C:
         blocks = sums.view(M, N, C // (2 * s), 2 * s, K)
         boundary = blocks[..., s - 1 : s, :]
-        reads = read_sums.view(M, N, r, C // (2 * s), 2 * s, K)[..., s:, :]
-        rise = (reads - boundary[:, :, None]).to(dtype).exp()
-        fall = (boundary - blocks[..., :s, :]).to(dtype).exp()
-        levels.append((rise, fall))
+        reads = read_sums.view(blocks.shape)[..., s:, :]
+        rise.append((reads - boundary).to(dtype).exp())
+        fall.append((boundary - blocks[..., :s, :]).to(dtype).exp())
         s *= 2
-    return levels
+    return Halved(tuple(rise), tuple(fall))
 
 
-def channel_products(reads: Tensor, writes: Tensor, own: Tensor, levels: list[Level]) -> Tensor:
+def _is_mild(sums: Tensor, dtype: torch.dtype) -> bool:
+    """Whether every decay over a chunk is far enough from underflow to be centred; looked at on a CPU only.
+
+    Pairs j > i are computed before they are masked, with exponents up to the whole chunk's: these must not
+    overflow (at 88 in fp32, 709 in fp64) when they multiply keys and queries.
+    """
+    if sums.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    low, high = torch.aminmax(sums.detach())
+    return float(low) > (-600.0 if dtype == torch.float64 else -60.0) and float(high) <= 0.0
+
+
+def channel_products(reads: Tensor, writes: Tensor, own: Tensor, factors: Factors) -> Tensor:
     """Return products over key channels that decay apart, ``sum_k r_ik w_jk exp(R_ik - G_jk)`` for j < i.
 
     Args:
-        reads: r kinds of reads [M, N, r, C, K], C a power of two.
+        reads: r kinds of reads [M, N, r, C, K].
         writes: w kinds of writes [M, N, w, C, K].
         own: what stands on the diagonal, j = i [M, N, r, w, C].
-        levels: the decay factors of ``decay_levels``.
+        factors: from ``decay_factors``.
 
     Returns:
         [M, N, r, w, C, C], lower triangular.
     """
+    if isinstance(factors, Centred):
+        rows = (reads * factors.rise[:, :, None])[:, :, :, None]
+        columns = (writes * factors.fall[:, :, None])[:, :, None]
+        return (rows @ columns.transpose(-1, -2)).tril(-1) + torch.diag_embed(own)
     M, N, r, _, K = reads.shape
     w = writes.shape[2]
     built = own.movedim(-1, 2)[..., None, None]  # [M, N, blocks, r, w, s, s]
-    for rise, fall in levels:
+    for rise, fall in zip(factors.rise, factors.fall, strict=True):
         blocks, s = fall.shape[2:4]
         columns = writes.reshape(M, N, w, blocks, 2, s, K).unbind(4)[0] * fall[:, :, None]
-        rows = reads.reshape(M, N, r, blocks, 2, s, K).unbind(4)[1] * rise
+        rows = reads.reshape(M, N, r, blocks, 2, s, K).unbind(4)[1] * rise[:, :, None]
         rows = rows.transpose(2, 3).reshape(-1, r * s, K)
         columns = columns.transpose(2, 3).reshape(-1, w * s, K)
         quarter = torch.bmm(rows, columns.transpose(1, 2)).view(M, N, blocks, r, s, w, s).transpose(-2, -3)

@@ -3,7 +3,8 @@
 The coefficients of coefficients.py would be c_ij[d] = exp(G_i - G_j)[d], a matrix for every channel. Decays factor
 across a boundary between tokens, exp(G_i - G_m) exp(G_m - G_j), with both exponents at or below zero when i > m >= j.
 Halving the chunk again and again, every pair i > j has one level at which a boundary separates it, and each level is
-one batched product (Yang et al. 2023, arXiv:2312.06635, section 4.3, tile the same sum in two levels).
+one batched product (Yang et al. 2023, arXiv:2312.06635, section 4.3, tile the same sum in two levels). Mild decays
+need one level only, as archspec.kernels.dplr.decay says.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from archspec.kernels.dplr.decay import Level, channel_products, clamp_log_decay, decay_levels, sum_dtype
+from archspec.kernels.dplr.decay import (
+    Centred,
+    Factors,
+    Halved,
+    channel_products,
+    clamp_log_decay,
+    decay_factors,
+    sum_dtype,
+)
 from archspec.kernels.online.coefficients import Axis
 
 
@@ -27,7 +36,8 @@ class ChannelDecay:
         leave: from each token to the chunk's end, its own decay included for ``step_first`` [M, C, d].
         total: over the chunk [M, d].
         own: each token's own decay, which its step shares for ``step_first`` [M, C, d]; else None.
-        levels: decay between tokens, factored at the boundaries of P / 2 ... 1 pairs of blocks.
+        factors: decay between tokens, as factors of the earlier and of the later one.
+        length: P, to which the factors want the tokens padded.
         before: whether tokens read the weights before their own step.
         axis: the axis of the weight that d belongs to.
     """
@@ -36,7 +46,8 @@ class ChannelDecay:
     leave: Tensor
     total: Tensor
     own: Tensor | None
-    levels: list[Level]
+    factors: Factors
+    length: int
     before: bool
     axis: Axis
 
@@ -64,27 +75,30 @@ class ChannelDecay:
     def _scores(self, x: Tensor, inputs: Tensor) -> Tensor:
         """Return the decayed products of reads and layer inputs [M, C, C]."""
         C = x.shape[1]
-        more = (1 << len(self.levels)) - C
+        more = self.length - C
         x, inputs = (pad(y, (0, 0, 0, more)) if more else y for y in (x, inputs))
         own = torch.zeros_like(x[..., 0]) if self.before else (x * inputs).sum(-1)
-        products = channel_products(x[:, None, None], inputs[:, None, None], own[:, None, None, None], self.levels)
+        products = channel_products(x[:, None, None], inputs[:, None, None], own[:, None, None, None], self.factors)
         return products[:, 0, 0, 0, :C, :C]
 
     def _mixed(self, scores: Tensor, errors: Tensor) -> Tensor:
         """Return sum_j scores_ij exp(R_i - G_j) errors_j, the decay on the errors' channels [M, C, d]."""
         M, C, d = errors.shape
-        more = (1 << len(self.levels)) - C
+        more = self.length - C
         if more:
             scores, errors = pad(scores, (0, more, 0, more)), pad(errors, (0, 0, 0, more))
         mixed = torch.zeros_like(errors)
         if not self.before:
             mixed = scores.diagonal(dim1=1, dim2=2)[..., None] * errors
-        for rise, fall in self.levels:
+        if isinstance(self.factors, Centred):
+            fallen = errors * self.factors.fall[:, 0]
+            return (mixed + torch.bmm(scores.tril(-1), fallen) * self.factors.rise[:, 0])[:, :C]
+        for rise, fall in zip(self.factors.rise, self.factors.fall, strict=True):
             blocks, s = fall.shape[2:4]
             fallen = errors.view(M, blocks, 2, s, d).unbind(2)[0] * fall[:, 0]
             pairs = scores.view(M, blocks, 2 * s, blocks, 2 * s).diagonal(dim1=1, dim2=3)  # [M, 2 s, 2 s, blocks]
             met = pairs[:, s:, :s].movedim(-1, 1) @ fallen
-            mixed = mixed + pad(met * rise[:, 0, 0], (0, 0, s, 0)).view(mixed.shape)
+            mixed = mixed + pad(met * rise[:, 0], (0, 0, s, 0)).view(mixed.shape)
         return mixed[:, :C]
 
 
@@ -102,19 +116,26 @@ def channel_decay(log_decay: Tensor, *, step_first: bool, before: bool, axis: Ax
     leave = (left if own is None else left + clamped).exp().unbind(1)
     start = read_sums[..., :C, :].to(dtype).exp().unbind(1)
     total = sums[..., -1, :].to(dtype).exp().unbind(1)
-    levels = [
-        (torch.split(rise, 1, dim=1), torch.split(fall, 1, dim=1))
-        for rise, fall in decay_levels(read_sums[:, :, None], sums, dtype)
-    ]
+    factors = _by_chunk(decay_factors(read_sums, sums, dtype), log_decay.shape[1])
     return [
         ChannelDecay(
             start=start[n],
             leave=leave[n],
             total=total[n],
             own=None if own is None else own[n],
-            levels=[(rise[n], fall[n]) for rise, fall in levels],
+            factors=factors[n],
+            length=P,
             before=before,
             axis=axis,
         )
         for n in range(log_decay.shape[1])
     ]
+
+
+def _by_chunk(factors: Factors, count: int) -> list[Factors]:
+    """Split factors [M, N, ...] into those of each of the N chunks [M, 1, ...]."""
+    if isinstance(factors, Centred):
+        pairs = zip(torch.split(factors.rise, 1, dim=1), torch.split(factors.fall, 1, dim=1), strict=True)
+        return [Centred(rise, fall) for rise, fall in pairs]
+    rises, falls = ([torch.split(x, 1, dim=1) for x in side] for side in (factors.rise, factors.fall))
+    return [Halved(tuple(x[n] for x in rises), tuple(x[n] for x in falls)) for n in range(count)]
