@@ -35,7 +35,7 @@ from archspec.yamltext import LocatedMap, parse
 
 POLL_S = 0.2
 MAX_REPEATS = 200  # draws in a row that were all known before: the space is exhausted
-MAX_REJECTIONS = 3000  # draws in a row that were all rejected: nothing feasible is left to find
+MAX_REJECTIONS = 1000  # draws in a row that were all rejected: nothing feasible is left to find
 
 OnEvent = Callable[[Event], None]
 
@@ -170,8 +170,16 @@ class Driver:
             rejection = self._consider(asked, index)
             streak = streak + 1 if rejection is not None else 0
             repeats = repeats + 1 if rejection is not None and rejection.rule == "duplicate" else 0
-            if repeats >= MAX_REPEATS or streak >= MAX_REJECTIONS:
+            if repeats >= MAX_REPEATS or streak >= MAX_REJECTIONS or self._has_seen_all():
                 self.emit("exhausted", round=index, draws=streak)
+
+    def _has_seen_all(self) -> bool:
+        """Say whether every setting of a discrete space has been drawn."""
+        size = self._search.space.size
+        if size.continuous or len(self.run.trials) - self._offset < size.settings:
+            return False
+        drawn = [trial.coordinates for trial in self.run if trial.origin == "sampled"]
+        return len({tuple(sorted(coordinates.items())) for coordinates in drawn}) >= size.settings
 
     def _half_asked(self) -> list[int]:
         """Return the proposals that a kill cut short; those it only left untold are told."""

@@ -181,8 +181,8 @@ def _open(path: Path, name: str, directions: Sequence[Direction]) -> Study:
     trim_torn_line(path)
     for lock in path.parent.glob(f"{path.name}.lock*"):
         lock.unlink()  # the run's own lock keeps other drivers out: this one was left by a kill
-    storage = JournalStorage(JournalFileBackend(str(path)))
     try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
         return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: the study cannot be read ({error}); the journal was edited or damaged") from error
