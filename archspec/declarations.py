@@ -91,10 +91,10 @@ def mixer_parameters(mixer: MemoryMixer, model_dim: int) -> dict[str, Parameter]
     _add(found, "memory", {**mixer.memory.initial(dims), **mixer.memory.parameters(dims)})
     read_key, norm = mixer.bias.read_key, mixer.readout.norm
     if read_key is not None and read_key.norm is not None:
-        _add(found, "read_key_norm", read_key.norm.parameters(dims.key_dim))
+        _add(found, "read_key_norm", read_key.norm.parameters_of(dims.num_heads, dims.key_dim))
     if norm is not None:
         width = dims.value_dim if norm.over == "head" else dims.num_heads * dims.value_dim
-        _add(found, "norm", norm.parameters(width))
+        _add(found, "norm", norm.parameters_of(dims.num_heads, width))
     found["output"] = Parameter((dims.num_heads * dims.value_dim, model_dim), FAN_IN, decayed=True)
     if mixer.prefix:
         found["prefix"] = Parameter((mixer.prefix, model_dim), Initial(normal=0.02))
@@ -106,7 +106,7 @@ def looked_up_parameters(mixer: MemoryMixer, model_dim: int) -> dict[str, Parame
     gates = dict(mixer.named_gates())
     used = [path for path in gates if path.startswith("readout.")]
     for path in used:
-        used.extend(needed for needed in gates[path].needs() if needed in gates and needed not in used)
+        used.extend(needed for needed in gates[path].all_needs() if needed in gates and needed not in used)
     prefixes = ("streams.", "query.", "norm.", "output", *(f"{path}." for path in used))
     return {name: p for name, p in mixer_parameters(mixer, model_dim).items() if name.startswith(prefixes)}
 
@@ -150,7 +150,7 @@ def _projection(
         own = source_parameters(projection, d_in, groups * dim, vars(dims), has_weights=projection.has_weights)
         found.update(own)
     if projection.norm is not None:
-        _add(found, "norm", projection.norm.parameters(dim))
+        _add(found, "norm", projection.norm.parameters_of(groups, dim))
     if projection.feature is not None:
         _add(found, "feature", projection.feature.parameters(groups, dim))
     if projection.blend is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, WithJsonSchema, model_validator
@@ -118,14 +118,33 @@ class Source(Component):
 
 
 class Norm(Component, family="norm", noun="norm"):
-    """A normalisation over the last axis (or, with ``over: model``, over all heads together)."""
+    """A normalisation over the last axis (or, with ``over: model``, over all heads together).
+
+    Args:
+        per_head: every head has a learned scale and shift of its own (a group norm's), instead of one for all.
+    """
 
     eps: Positive = 1e-6
     over: Literal["head", "model"] = "head"
+    per_head: Flag = False
+
+    @model_validator(mode="after")
+    def _one_head_or_all(self) -> Norm:
+        if self.per_head and self.over == "model":
+            raise PydanticCustomError(
+                "norm_heads", "over model has a scale for every channel of every head already: remove 'per_head'."
+            )
+        return self
 
     def parameters(self, dim: int) -> Parameters:
         """Return the learned scale and shift for an axis of ``dim`` channels; none by default."""
         return {}
+
+    def parameters_of(self, num_heads: int, dim: int) -> Parameters:
+        """Return the learned scale and shift for heads of ``dim`` channels: one for all, or ``per_head``."""
+        if not self.per_head:
+            return self.parameters(dim)
+        return {name: replace(p, shape=(num_heads, *p.shape)) for name, p in self.parameters(dim).items()}
 
     @abstractmethod
     def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -230,6 +249,11 @@ class Gate(Source, family="gate", noun="gate"):
     def needs(self) -> tuple[str, ...]:
         """Return the quantities of the mixer, by path, that this gate is derived from; none by default."""
         return ()
+
+    def all_needs(self) -> tuple[str, ...]:
+        """Return what this gate and the gates inside it are derived from."""
+        inner = (needed for _, gate in gates_of(self) for needed in gate.all_needs())
+        return (*self.needs(), *inner)
 
     @abstractmethod
     def value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:

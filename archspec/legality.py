@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from archspec.composition import Finding, Mixer, Path
 from archspec.declarations import stream_widths
 from archspec.errors import nearest
-from archspec.families import Gate, Per, Projection, Source, gate_size
+from archspec.families import Gate, Norm, Per, Projection, Source, gate_size
 from archspec.rule import granularity
 from archspec.schema import Cycle, Layout, Loop, MemoryMixer, Spec
 from archspec.shapes import HeadDims
@@ -36,10 +36,16 @@ Rule = Callable[[Context], Iterator[Finding]]
 
 def check(spec: Spec) -> list[Finding]:
     """Return everything that is illegal in a spec whose form is right; an empty list means it can run."""
-    findings = list(_layout(spec))
+    findings = [*_layout(spec), *_headless_norm(spec.norm, ("norm",))]
     for name, block in spec.blocks.items():
+        findings.extend(_headless_norm(block.norm, ("blocks", name, "norm")))
         findings.extend(_mixer(block.mixer, spec.model_dim, ("blocks", name, "mixer")))
     return findings
+
+
+def _headless_norm(norm: Norm | None, path: Path) -> Iterator[Finding]:
+    if norm is not None and norm.per_head:
+        yield (*path, "per_head"), "there are no heads here; it belongs to projections and to the read-out."
 
 
 def _layout(spec: Spec) -> Iterator[Finding]:
@@ -90,6 +96,7 @@ def _references(mixer: MemoryMixer) -> Iterator[Finding]:
         if name in ("input", *PROJECTIONS):
             yield ("streams", name), f"{name!r} is taken; choose another name for the stream."
         yield from _known_sources(stream, seen, ("streams", name))
+        yield from _headless_norm(stream.norm, ("streams", name, "norm"))
         seen.append(name)
     for field in ("qkv", "qk", *PROJECTIONS):
         projection = getattr(mixer, field)
@@ -102,7 +109,7 @@ def _references(mixer: MemoryMixer) -> Iterator[Finding]:
             yield ("gates", name), f"{name!r} is a kind of gate; choose another name."
     for path, gate in mixer.named_gates():
         yield from _known_sources(gate, [*seen, *PROJECTIONS], tuple(path.split(".")))
-        for needed in gate.needs():
+        for needed in gate.all_needs():
             if needed.startswith("gates.") and needed.removeprefix("gates.") not in mixer.gates:
                 name = needed.removeprefix("gates.")
                 known = sorted([*Gate.known_kinds(), *mixer.gates])
@@ -128,7 +135,7 @@ def _known_sources(source: Source, known: list[str], path: Path) -> Iterator[Fin
 def _gate_cycles(mixer: MemoryMixer) -> Iterator[Finding]:
     gates = dict(mixer.named_gates())
     for start in gates:
-        trail, queue = [start], list(gates[start].needs())
+        trail, queue = [start], list(gates[start].all_needs())
         while queue:
             name = queue.pop()
             if name == start:
@@ -136,7 +143,7 @@ def _gate_cycles(mixer: MemoryMixer) -> Iterator[Finding]:
                 break
             if name in gates and name not in trail:
                 trail.append(name)
-                queue.extend(gates[name].needs())
+                queue.extend(gates[name].all_needs())
 
 
 def _memory_and_update(context: Context) -> Iterator[Finding]:

@@ -130,11 +130,13 @@ class MemoryMixerModule(Declared):
         self.memory = MemoryWeights(self.rule)
         read_key = config.bias.read_key
         self.read_key_norm = (
-            NormModule(read_key.norm, dims.key_dim) if read_key is not None and read_key.norm is not None else None
+            NormModule(read_key.norm, dims.key_dim, dims.num_heads)
+            if read_key is not None and read_key.norm is not None
+            else None
         )
         norm = config.readout.norm
         width = dims.value_dim if norm is None or norm.over == "head" else dims.num_heads * dims.value_dim
-        self.norm = NormModule(norm, width) if norm is not None else None
+        self.norm = NormModule(norm, width, dims.num_heads) if norm is not None else None
         inner = dims.num_heads * dims.value_dim
         self.declare({"output": Parameter((inner, model_dim), FAN_IN, decayed=True)})
         if config.prefix:
@@ -265,7 +267,7 @@ class MemoryMixerModule(Declared):
                 owner, _, aspect = path.rpartition(".")
                 is_step = aspect == "token_step"
                 module: GateModule = self.gates[(owner if is_step else path).replace(".", "/")]  # type: ignore[assignment]
-                for needed in module.gate.needs():
+                for needed in module.gate.all_needs():
                     evaluate(needed)
                 if is_step:
                     known[path] = module(streams, carry, known, aspect="token_step")

@@ -18,12 +18,12 @@ from archspec.shapes import HeadDims
 
 
 class NormModule(Declared):
-    """A norm with its learned scale, over the last axis."""
+    """A norm with its learned scale, over the last axis; of ``num_heads`` heads when it stands where heads are."""
 
-    def __init__(self, norm: Norm, dim: int) -> None:
+    def __init__(self, norm: Norm, dim: int, num_heads: int = 1) -> None:
         super().__init__()
         self.norm = norm
-        self.declare(norm.parameters(dim))
+        self.declare(norm.parameters_of(num_heads, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [..., dim]."""
@@ -98,7 +98,7 @@ class ProjectionModule(nn.Module):
             if parts
             else SourceModule(projection, path, d_in, d_out, vars(dims), has_weights=projection.has_weights)
         )
-        self.norm = NormModule(projection.norm, dim) if projection.norm is not None else None
+        self.norm = NormModule(projection.norm, dim, self.groups) if projection.norm is not None else None
         self.feature = FeatureModule(projection.feature, self.groups, dim) if projection.feature is not None else None
         blend = projection.blend
         self.blend = GateModule(blend.gate, f"{path}.blend", widths, dims, (0, 1)) if blend is not None else None

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
 
 class QueryKey(Gate, kind="query_key"):
-    """sum_i q_i k_i r_i per head, r learned per key channel. Source: RWKV-7 (arXiv:2503.14456), its bonus term."""
+    """sum_i q_i s_i k_i r_i per head, r learned per key channel.
+
+    Args:
+        strength: s, by which the key is scaled before (name it under ``gates:`` to share it with the write size).
+
+    Source: RWKV-7 (arXiv:2503.14456), its bonus term, whose key is the one that is written.
+    """
+
+    strength: Gate | None = None
 
     has_source: ClassVar[bool] = False
 
@@ -25,4 +33,5 @@ class QueryKey(Gate, kind="query_key"):
         return {"weight": Parameter((dims.num_heads, dims.key_dim, 1), self.init or ONES)}
 
     def value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        return (known["query"] * known["key"] * known["weight"]).sum(-2, keepdim=True)
+        key = known["key"] * known["strength"] if "strength" in known else known["key"]
+        return (known["query"] * key * known["weight"]).sum(-2, keepdim=True)

@@ -133,7 +133,9 @@ class Routed(Mixer, kind="routed"):
         found = {f"router.{name}": p for name, p in self.router_parameters(model_dim).items()}
         if self.readout.norm is not None:
             width = dims.value_dim * (dims.num_heads if self.readout.norm.over == "model" else 1)
-            found.update({f"norm.{name}": p for name, p in self.readout.norm.parameters(width).items()})
+            found.update(
+                {f"norm.{name}": p for name, p in self.readout.norm.parameters_of(dims.num_heads, width).items()}
+            )
         if self.readout.gate is not None:
             gate = gate_parameters(self.readout.gate, {"input": model_dim}, dims)
             found.update({f"readout.gate.{name}": p for name, p in gate.items()})
