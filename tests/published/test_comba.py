@@ -1,4 +1,4 @@
-"""Comba (Hu et al. 2025), equations 8 and 9: the error is read with p = sigmoid(c) k, the query corrected by D p."""
+"""Comba (Hu et al. 2025): the error is read with p = sigmoid(c) k, the query corrected by D p."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DeltaNet with step sizes up to two (Grazzi et al. 2024, section 4): negative eigenvalues along the key."""
+"""DeltaNet with step sizes up to two (Grazzi et al. 2024): negative eigenvalues along the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kimi Linear (Kimi Team 2025), section 4: three layers of delta attention to one of multi-head latent attention."""
+"""Kimi Linear (Kimi Team 2025): three layers of delta attention to one of multi-head latent attention."""
 
 from __future__ import annotations
 
