@@ -27,6 +27,7 @@ BLOCK_FOLDERS = (
     "archspec.blocks.positions",
     "archspec.blocks.feed_forwards",
     "archspec.blocks.mixers",
+    "archspec.blocks.nodes",
 )
 SEARCH_FOLDERS = ("archspec.search.tasks", "archspec.search.metrics")
 PLUGINS_VARIABLE = "ARCHSPEC_PLUGINS"

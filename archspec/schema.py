@@ -271,8 +271,7 @@ class Halt(Part):
         ponder: weight of the ponder cost.
         offset: law of b; w starts at zero.
 
-    Source: Graves (arXiv:1603.08983), equations 5 to 14, per token as in the Universal Transformer
-    (arXiv:1807.03819), section 2.2.
+    Source: Graves (arXiv:1603.08983), for every token as in the Universal Transformer (arXiv:1807.03819).
     """
 
     short_forms: ClassVar[tuple[dict[str, Any], ...]] = ({"const": "act"},)
@@ -303,7 +302,7 @@ class Loop(Layout, kind="loop"):
     Args:
         inject: add the loop's input again before each pass.
         embed: a sinusoidal code is added before each pass: of the pass number (``sinusoidal``), or of the token's
-            position as well (``coordinates``: arXiv:1807.03819, equation 4).
+            position as well (``coordinates``: arXiv:1807.03819).
         halt: ``act`` lets every token decide after how many passes it halts.
     """
 

@@ -22,6 +22,7 @@ CHOICE_FAMILIES = (
     "position",
     "feed_forward",
     "mixer",
+    "node",
 )
 
 

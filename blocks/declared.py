@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,21 @@ class Declared(nn.Module):
         found = {name: getattr(self, name) for name in self.laws}
         found.update({name: lender.values()[name] for name, lender in self._lenders.items()})
         return found
+
+
+class Named(nn.Module):
+    """Modules by name, whatever the name: ``nn.ModuleDict`` refuses those of its own methods (keys, values, type)."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._modules.update(modules)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return dict(self.named_children())[name]
+
+    def items(self) -> list[tuple[str, nn.Module]]:
+        """Return (name, module) in the order given."""
+        return list(self.named_children())
 
 
 def initialise(model: nn.Module, seed: int) -> None:

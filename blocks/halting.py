@@ -1,6 +1,6 @@
 """Adaptive computation time over the passes of a loop: every token decides after how many it halts.
 
-Source: Graves (arXiv:1603.08983), equations 5 to 14; the equations are with ``archspec.schema.Halt``.
+Source: Graves (arXiv:1603.08983); the equations are with ``archspec.schema.Halt``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from archspec.blocks.carry import Carry
-from archspec.blocks.declared import Declared
+from archspec.blocks.declared import Declared, Named
 from archspec.blocks.gating import GateModule
 from archspec.blocks.projection import NormModule, ProjectionModule, StreamModule
 from archspec.blocks.recurrence import recurrence
@@ -99,7 +99,7 @@ class MemoryMixerModule(Declared):
         self.rule = Rule.of(config, model_dim)
         widths = stream_widths(config, projected)
         steps = config.update.steps_per_token
-        self.streams = nn.ModuleDict(
+        self.streams = Named(
             {
                 name: StreamModule(stream, f"{path}.streams.{name}", widths, projected)
                 for name, stream in config.streams.items()
@@ -292,6 +292,10 @@ class MemoryMixerModule(Declared):
             elif stage == "gate" and readout.gate is not None:
                 read = read * gates["readout.gate"].squeeze(-2).to(read.dtype)
         return read.flatten(2)
+
+    def memory_marks(self) -> list[str]:
+        """Return what the paths of the memory's own tensors contain, among all that the mixer keeps."""
+        return [f"{self.path}.{kind}" for kind in ("dual.", "keys", "values")]
 
     def associate(self, keys: Tensor, values: Tensor, queries: Tensor) -> Tensor:
         """Write pairs straight into a fresh memory and read it: keys [B, N, H, K], values [B, N, H, V].

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from archspec.blocks.carry import Carry, State
+from archspec.blocks.cell import CellModule
 from archspec.blocks.declared import Declared
 from archspec.blocks.halting import HaltingModule, Pondering
 from archspec.blocks.mixer import MemoryMixerModule
@@ -219,11 +220,13 @@ class SequenceModel(Declared):
         return [module for module in self.modules() if isinstance(module, MemoryMixerModule)]
 
     def memory_states(self, tokens: Tensor) -> list[Tensor]:
-        """Return, per memory mixer, its flattened state [B, n] after ``tokens`` [B, T]."""
+        """Return, per memory mixer and cell, its flattened state [B, n] after ``tokens`` [B, T]."""
         state = self(tokens).state
         found = []
-        for mixer in self.memory_mixers():
-            marks = [f"{mixer.path}.{kind}" for kind in ("dual.", "keys", "values")]
+        for mixer in self.modules():
+            if not isinstance(mixer, MemoryMixerModule | CellModule):
+                continue
+            marks = mixer.memory_marks()
             kept = [
                 tensor.flatten(1)
                 for name, tensor in sorted(state.tensors.items())

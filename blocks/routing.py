@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from archspec.blocks.carry import Carry
 from archspec.blocks.declared import Declared
-from archspec.blocks.gating import GateModule
 from archspec.blocks.mixer import MemoryMixerModule, Routing
-from archspec.blocks.projection import NormModule, ProjectionModule
+from archspec.blocks.projection import ProjectionModule
+from archspec.blocks.readout import ReadoutModule
 from archspec.blocks.source import SourceModule
 from archspec.composition import Path
 from archspec.initial import FAN_IN, Parameter
@@ -43,14 +43,8 @@ class RoutedModule(Declared):
         self.always_on = nn.ModuleList(module for name, module in instances.items() if name[0] == "always_on")
         self.once = config.computed_once(model_dim)
         self._share(model_dim)
-        readout, inner = config.readout, dims.num_heads * dims.value_dim
-        self.norm = None
-        if readout.norm is not None:
-            self.norm = NormModule(readout.norm, inner if readout.norm.over == "model" else dims.value_dim)
-        self.gate = None
-        if readout.gate is not None:
-            self.gate = GateModule(readout.gate, f"{path}.readout.gate", {"input": model_dim}, dims, depth)
-        self.heads = (dims.num_heads, dims.value_dim)
+        inner = dims.num_heads * dims.value_dim
+        self.readout = ReadoutModule(config.readout, f"{path}.readout", {"input": model_dim}, dims, depth)
         self.declare({"output": Parameter((inner, model_dim), FAN_IN, decayed=True)})
 
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
@@ -68,7 +62,8 @@ class RoutedModule(Declared):
         for expert in self._memories()[len(self.experts) :]:
             own = {name: tensor for name, tensor in given.items() if name not in set(self.config.adapt)}
             read = read + expert.read_out(x, carry, None, own)
-        return self._readout(read, streams, carry) @ self.output
+        combined: Tensor = self.readout(read, streams, carry)
+        return combined @ self.output
 
     def _memories(self) -> list[MemoryMixerModule]:
         return [*self.experts, *self.always_on]  # type: ignore[list-item]
@@ -87,18 +82,6 @@ class RoutedModule(Declared):
             balance = self.config.experts * (shares * chances.mean(dim=(0, 1))).sum()
             carry.auxiliary.append(router.balance_loss * balance)
         return weights, taken
-
-    def _readout(self, read: Tensor, streams: Mapping[str, Tensor], carry: Carry) -> Tensor:
-        """Apply norm and gate, in the spec's order, to the combined read-out [B, T, H V]."""
-        readout, shape = self.config.readout, (*read.shape[:2], *self.heads)
-        for stage in readout.order:
-            if stage == "norm" and self.norm is not None and readout.norm is not None:
-                over_model = readout.norm.over == "model"
-                read = self.norm(read) if over_model else self.norm(read.reshape(shape)).flatten(2)
-            elif stage == "gate" and self.gate is not None:
-                gate: Tensor = self.gate(streams, carry, {}).squeeze(-2)  # [B, T, H, 1 or V]
-                read = (read.reshape(shape) * gate.to(read.dtype)).flatten(2)
-        return read
 
     def _share(self, model_dim: int) -> None:
         """Drop every memory's output, and let all but the first borrow from it what they have in common."""

@@ -12,11 +12,12 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from archspec.component import Count, Flag, Integer, Number, Text
 from archspec.composition import Finding, Mixer, Path, joined
-from archspec.declarations import gate_parameters, mixer_parameters, num_buffered, source_parameters
+from archspec.declarations import mixer_parameters, num_buffered, source_parameters
 from archspec.errors import nearest
 from archspec.families import Dim, Part, Projection, Source
 from archspec.initial import FAN_IN, ZEROS, Parameter, Parameters
 from archspec.kept import Kept
+from archspec.readouts import readout_findings, readout_parameters
 from archspec.schema import MemoryMixer, Readout
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Router(Source):
         renormalize: divide the weights of those taken by their sum.
         weigh: what a weight scales: what is read from its expert, or the strength of the write as well.
         balance_loss: weight of E sum_e f_e P_e in the auxiliary loss, f_e the share of the routed tokens that expert
-            e takes and P_e its mean g over the tokens of a stretch (arXiv:2101.03961, equation 4).
+            e takes and P_e its mean g over the tokens of a stretch (Switch Transformer, arXiv:2101.03961).
     """
 
     top_k: Count = 1
@@ -131,14 +132,7 @@ class Routed(Mixer, kind="routed"):
     def own_parameters(self, model_dim: int) -> Parameters:
         dims = self.expert.dims(model_dim)
         found = {f"router.{name}": p for name, p in self.router_parameters(model_dim).items()}
-        if self.readout.norm is not None:
-            width = dims.value_dim * (dims.num_heads if self.readout.norm.over == "model" else 1)
-            found.update(
-                {f"norm.{name}": p for name, p in self.readout.norm.parameters_of(dims.num_heads, width).items()}
-            )
-        if self.readout.gate is not None:
-            gate = gate_parameters(self.readout.gate, {"input": model_dim}, dims)
-            found.update({f"readout.gate.{name}": p for name, p in gate.items()})
+        found.update(readout_parameters(self.readout, {"input": model_dim}, dims))
         found["output"] = Parameter((dims.num_heads * dims.value_dim, model_dim), FAN_IN, decayed=True)
         return found
 
@@ -181,7 +175,8 @@ class Routed(Mixer, kind="routed"):
         if self.router.from_ != ("input",):
             yield ("router", "from"), "the router reads the mixer's input; streams are inside the experts."
         yield from self._sharing_findings(model_dim)
-        yield from _readout_findings(self.readout)
+        home = "write it under 'of', in its own 'readout'"
+        yield from readout_findings(self.readout, ["input"], home)
 
     def _sharing_findings(self, model_dim: int) -> Iterator[Finding]:
         try:
@@ -252,14 +247,3 @@ def _expert_findings(of: MemoryMixer) -> Iterator[Finding]:
     for name in PROJECTIONS:
         if of.projection(name).blend is not None:
             yield ("of", name, "blend"), "experts have no projection of the first layer in common; remove 'blend'."
-
-
-def _readout_findings(readout: Readout) -> Iterator[Finding]:
-    for name, default in (("correction", None), ("skip", None), ("read", "after")):
-        if getattr(readout, name) != default:
-            yield ("readout", name), f"{name} belongs to a memory; write it under 'of', in its own 'readout'."
-    gate = readout.gate
-    if gate is not None and (gate.needs() or (gate.has_source and gate.from_ != ("input",))):
-        yield ("readout", "gate"), "after combining, a gate reads the mixer's input only."
-    if gate is not None and gate.granularity not in ("head", "value"):
-        yield ("readout", "gate"), f"a read-out has value channels; found per {gate.granularity}: use head or value."

@@ -53,8 +53,8 @@ def mixture(x: Tensor, p: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
             rows.append(s)
         total = total + torch.stack(reads)
         state[f"{name}.dual.w"] = torch.stack(rows)
-    o = rms(total, p["norm.weight"]).flatten(2)
-    return (silu(x @ p["gate.source.weight"]) * o) @ p["output"], state
+    o = rms(total, p["readout.norm.weight"]).flatten(2)
+    return (silu(x @ p["readout.gate.source.weight"]) * o) @ p["output"], state
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -41,10 +41,10 @@ def expanded(x: Tensor, p: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
             outputs.append(scale * (routed + torch.einsum("hkv,hk->hv", states[-1], q_always[row, t])))
         rows.append(torch.stack(outputs))
         finals.append(states)
-    o = rms(torch.stack(rows), p["norm.weight"]).flatten(2)
+    o = rms(torch.stack(rows), p["readout.norm.weight"]).flatten(2)
     names = [*(f"experts.{index}" for index in range(PARTITIONS)), "always_on.0"]
     state = {f"{name}.dual.w": torch.stack([kept[n] for kept in finals]) for n, name in enumerate(names)}
-    return (silu(x @ p["gate.source.weight"]) * o) @ p["output"], state
+    return (silu(x @ p["readout.gate.source.weight"]) * o) @ p["output"], state
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -1,4 +1,4 @@
-"""The Universal Transformer (Dehghani et al. 2018) with adaptive computation time (Graves 2016, equations 5 to 14)."""
+"""The Universal Transformer (Dehghani et al. 2018) with adaptive computation time (Graves 2016)."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def test_what_is_illegal_is_said_with_its_place() -> None:
         r"mixer\.adapt\.query: adapters belong": {"share": ["query"], "adapt": {"query": {"rank": 2}}},
         r"mixer\.adapt\.query: an adapter tells": {"always_on": 1, "adapt": {"query": {"rank": 2}}},
         r"mixer\.readout\.skip: skip belongs to a memory": {"readout": {"skip": {}}},
-        r"mixer\.readout\.gate: after combining": {"readout": {"gate": {"kind": "sigmoid", "from": "key"}}},
+        r"mixer\.readout\.gate\.from: unknown stream 'key'": {"readout": {"gate": {"kind": "sigmoid", "from": "key"}}},
         r"mixer\.of\.key\.blend: experts have no": {
             "of": {**MATRIX, "key": {"blend": {"with": "first_layer", "gate": 0.5}}}
         },

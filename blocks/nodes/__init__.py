@@ -1,0 +1,1 @@
+"""What recurrent cells are put together from. One file a choice."""
