@@ -28,6 +28,9 @@ from triton.testing import do_bench
 
 from archspec.kernels import delta_rule, linear_attention
 
+# The peer's dependencies look for a package named `kernels`; from the repository's root they would find this folder.
+sys.modules["kernels"] = None  # type: ignore[assignment]
+
 SHAPES = ("1x8192x96x128,2x16384x16x128,4x2048x16x128,4x8192x16x128,4x4096x64x128,8x2048x32x256,8x1024x8x64,"
           "16x2048x16x128")  # fmt: skip
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 0.005, 0.01  # RMS ratios: bf16 rounding, as in tests/kernels

@@ -14,8 +14,8 @@ a C x C matrix of scores, and q, k are scaled to the chunk's ends, so that the s
 
 The gradient of the log decay at token t is the sum over all pairs (i, j) with j < t <= i of their share of the loss.
 With D the same sum at a chunk's end, dg_t = D + sum over s >= t in the chunk of (q_s dq_s - k_s dk_s); D itself is
-<S, dS> at a segment's end, followed through the chunks. The share of pairs inside a chunk enters dq and dk from
-equally rounded factors, so it cancels exactly.
+<S, dS> at a segment's ends, followed through the chunks between them. The share of pairs inside a chunk enters dq
+and dk from equally rounded factors, so it cancels exactly.
 """
 
 # Bodies of jitted functions are Triton's language, not Python: they have no types to check.
@@ -270,29 +270,71 @@ def _sweep(
             tl.store(at, state * scale if REVERSE else state, mask=state_keep)
 
 
+@triton.jit(do_not_specialize=["num_segments"])
+def _boundary_shares(
+    states, final, gradients, first_gradient, out, num_segments, scale,
+    DY: tl.constexpr, DZ: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    HAS_STATES: tl.constexpr, HAS_GRADIENTS: tl.constexpr,
+):  # fmt: skip
+    """<S, dS> per row of the state at every boundary of segments [segments + 1, N*HV, K]."""
+    i_nh, i_k, num_heads = _head_and_block((DY + BK - 1) // BK)
+    boundary = tl.program_id(1)
+    rows_y, cols_z = i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
+    at = tl.cast(i_nh, tl.int64) * (DY * DZ) + rows_y[:, None] * DZ + cols_z[None, :]
+    keep = (rows_y < DY)[:, None] & (cols_z < DZ)[None, :]
+    segment = tl.cast(num_heads, tl.int64) * (DY * DZ)
+    share = tl.zeros([BK, BV], tl.float32)
+    if boundary == num_segments:
+        if HAS_GRADIENTS:
+            gradient = tl.load(gradients + (boundary - 1) * segment + at, mask=keep, other=0.0)
+            share = tl.load(final + at, mask=keep, other=0.0) * gradient * scale
+    else:
+        if HAS_STATES:
+            state = tl.load(states + boundary * segment + at, mask=keep, other=0.0)
+            if boundary == 0:
+                share = state * tl.load(first_gradient + at, mask=keep, other=0.0)
+            else:
+                share = state * tl.load(gradients + (boundary - 1) * segment + at, mask=keep, other=0.0) * scale
+    entry = (tl.cast(boundary, tl.int64) * num_heads + i_nh) * DY
+    tl.store(out + entry + rows_y, tl.sum(share, 1), mask=rows_y < DY)
+
+
+@triton.jit
+def _read_boundaries(boundaries, i_s, i_nh, num_heads, rows_y, DY: tl.constexpr):
+    """D at a segment's start and end, for some rows of the state."""
+    at = (tl.cast(i_s, tl.int64) * num_heads + i_nh) * DY + rows_y
+    keep = rows_y < DY
+    start = tl.load(boundaries + at, mask=keep, other=0.0)
+    return start, tl.load(boundaries + tl.cast(num_heads, tl.int64) * DY + at, mask=keep, other=0.0)
+
+
 @triton.jit(do_not_specialize=[*_RUNTIME, "total_rows"])
 def _token_gate_gradient(
-    g, dg, ends, end_gradients, q_sums, k_sums, cu_seqlens, scale, T, num_segments, total_rows,
-    HV: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    BLOCKS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
+    g, dg, boundaries, q_sums, k_sums, cu_seqlens, T, num_segments, total_rows,
+    HV: tl.constexpr, DY: tl.constexpr, BK: tl.constexpr, BLOCKS: tl.constexpr, C: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
-    """dg of a segment from the row sums that the sweeps for dq and dk left; D starts from <S, dS> at its end."""
+    """dg of a segment from the row sums that the sweeps for dq and dk left, and D at its two ends.
+
+    The steps of D from chunk to chunk carry the products' rounding; what they miss of D at the segment's start is
+    spread evenly over its chunks.
+    """
     i_nh, num_heads = tl.program_id(0), tl.num_programs(0)
     i_s = tl.program_id(1)
     i_n, i_h = i_nh // HV, i_nh % HV
     start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
     first, last = segment_chunks(length, i_s, num_segments, C)
-    carried = tl.full((), 0.0, tl.float32)
-    cols_y, cols_z = tl.arange(0, BK), tl.arange(0, BV)
-    for block in range((DY + BK - 1) // BK):
-        rows_y = block * BK + cols_y
-        at = rows_y[:, None] * DZ + cols_z[None, :]
-        keep = (rows_y < DY)[:, None] & (cols_z < DZ)[None, :]
-        entry = tl.cast(i_s, tl.int64) * num_heads + i_nh
-        state = tl.load(ends + (entry + num_heads) * (DY * DZ) + at, mask=keep, other=0.0)
-        gradient = tl.load(end_gradients + entry * (DY * DZ) + at, mask=keep, other=0.0)
-        carried += tl.sum(tl.sum(state * gradient, 1), 0) * scale
+    at_start, at_end = _read_boundaries(boundaries, i_s, i_nh, num_heads, tl.arange(0, BK), DY)
+    carried = tl.sum(at_end, 0)
     rows = tl.arange(0, C)
+    cross = tl.cast(BLOCKS * HV, tl.int64) * total_rows
+    missed = tl.zeros([C], tl.float32)
+    for chunk in range(first, last):
+        keep = rows < length - chunk * C
+        for block in range(BLOCKS):
+            at = cross + (tl.cast(block, tl.int64) * HV + i_h) * total_rows + start + chunk * C + rows
+            missed += tl.load(q_sums + at, mask=keep, other=0.0) - tl.load(k_sums + at, mask=keep, other=0.0)
+    correction = (tl.sum(at_start, 0) - carried - tl.sum(missed, 0)) / tl.maximum(last - first, 1)
     for step in range(last - first):
         row = (last - 1 - step) * C
         keep = rows < length - row
@@ -301,43 +343,40 @@ def _token_gate_gradient(
         for block in range(BLOCKS):
             at = (tl.cast(block, tl.int64) * HV + i_h) * total_rows + start + row + rows
             share += tl.load(q_sums + at, mask=keep, other=0.0) - tl.load(k_sums + at, mask=keep, other=0.0)
-            at += tl.cast(BLOCKS * HV, tl.int64) * total_rows
+            at += cross
             crossing += tl.load(q_sums + at, mask=keep, other=0.0) - tl.load(k_sums + at, mask=keep, other=0.0)
         at = (start + row + rows) * HV + i_h
         gate = tl.load(g + at, mask=keep, other=0.0).to(tl.float32) * LOG2E
         after = carried + tl.sum(share, 0) - tl.cumsum(share, 0) + share
         tl.store(dg + at, tl.where(gate > LOWEST_LOG2, after, 0.0), mask=keep)
-        # The whole share has the same sum in exact arithmetic, but not from bf16 products: pairs inside the chunk
-        # then leave their rounding here, chunk after chunk.
-        carried += tl.sum(crossing, 0)
+        carried += tl.sum(crossing, 0) + correction
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def _chunk_ends(
-    ends, end_gradients, q_cross, k_cross, carried_out, cu_seqlens, scale, T, num_segments,
-    HV: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    C: tl.constexpr, PACKED: tl.constexpr,
+    boundaries, q_cross, k_cross, carried_out, cu_seqlens, T, num_segments,
+    HV: tl.constexpr, DY: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """D [slots, HV, K] at every chunk's end, per key channel, from <S, dS> at the segment's end."""
-    i_nh, i_k, num_heads = _head_and_block((DY + BK - 1) // BK)
+    """D [slots, HV, K] at every chunk's end, per key channel, between D at the segment's two ends."""
+    i_nh, num_heads = tl.program_id(0), tl.num_programs(0)
     i_s = tl.program_id(1)
     i_n, i_h = i_nh // HV, i_nh % HV
     start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
     first, last = segment_chunks(length, i_s, num_segments, C)
     slot = first_slot(start, i_n, T, C, PACKED)
-    rows_y, cols_z = i_k * BK + tl.arange(0, BK), tl.arange(0, BV)
-    keep_y = rows_y < DY
-    at = rows_y[:, None] * DZ + cols_z[None, :]
-    keep = keep_y[:, None] & (cols_z < DZ)[None, :]
-    entry = tl.cast(i_s, tl.int64) * num_heads + i_nh
-    state = tl.load(ends + (entry + num_heads) * (DY * DZ) + at, mask=keep, other=0.0)
-    gradient = tl.load(end_gradients + entry * (DY * DZ) + at, mask=keep, other=0.0)
-    carried = tl.sum(state * gradient, 1) * scale
+    rows_y = tl.arange(0, BK)
+    keep = rows_y < DY
+    at_start, carried = _read_boundaries(boundaries, i_s, i_nh, num_heads, rows_y, DY)
+    missed = tl.zeros([BK], tl.float32)
+    for chunk in range(first, last):
+        at = ((slot + chunk) * HV + i_h) * DY + rows_y
+        missed += tl.load(q_cross + at, mask=keep, other=0.0) - tl.load(k_cross + at, mask=keep, other=0.0)
+    correction = (at_start - carried - missed) / tl.maximum(last - first, 1)
     for step in range(last - first):
-        at_slot = ((slot + last - 1 - step) * HV + i_h) * DY + rows_y
-        tl.store(carried_out + at_slot, carried, mask=keep_y)
-        carried += tl.load(q_cross + at_slot, mask=keep_y, other=0.0)
-        carried -= tl.load(k_cross + at_slot, mask=keep_y, other=0.0)
+        at = ((slot + last - 1 - step) * HV + i_h) * DY + rows_y
+        tl.store(carried_out + at, carried, mask=keep)
+        carried += tl.load(q_cross + at, mask=keep, other=0.0) - tl.load(k_cross + at, mask=keep, other=0.0)
+        carried += correction
 
 
 # Pairs (t, s) of a chunk are taken by blocks of 16 rows t: q is scaled from an anchor in the block, k to it. With the
@@ -604,7 +643,8 @@ def _call(q: Tensor, v: Tensor, g: Tensor | None, cu_seqlens: Tensor | None) -> 
     B, T, H, K = q.shape
     HV, V = v.shape[-2:]
     N = B if cu_seqlens is None else cu_seqlens.numel() - 1
-    cut = plan(N, T, HV, K, V, q.element_size(), g is not None, _num_multiprocessors(q.device))
+    length = T if cu_seqlens is None else T // N
+    cut = plan(N, length, HV, K, V, q.element_size(), g is not None, _num_multiprocessors(q.device))
     return _Call(B, T, H, HV, K, V, N, cu_seqlens is not None, cut)
 
 
@@ -794,47 +834,45 @@ def _backward_impl(
     dk = sweep(v, do, reads, gradients, sums=sums_k, reverse=True)
     dg = final.new_empty(0)
     if g is not None and sums_q is not None and sums_k is not None:
-        ends = _segment_ends(call, states, final)
-        end_gradients = torch.zeros_like(ends[:-1]) if gradients is None else gradients
+        boundaries = _boundaries(call, states, final, gradients, d_initial, scale)
         if made:
-            carried = _carried(call, ends, end_gradients, sums_q, sums_k, cu_seqlens, scale)
+            carried = _carried(call, boundaries, sums_q, sums_k, cu_seqlens)
             dq, dk, dg = _channel_backward(call, q, k, v, do, g, made, dq, dk, carried, cu_seqlens, scale)
         else:
-            dg = _token_backward(call, g, ends, end_gradients, sums_q, sums_k, cu_seqlens, scale)
+            dg = _token_backward(call, g, boundaries, sums_q, sums_k, cu_seqlens)
     return _sum_groups(call, dq, q), _sum_groups(call, dk, k), dv, dg, d_initial
 
 
-def _segment_ends(call: _Call, states: Tensor | None, final: Tensor) -> Tensor:
-    """Return states [segments + 1, N*HV, K, V] of which entry s + 1 is segment s's last."""
-    final = final.view(1, call.N * call.HV, call.K, call.V)
-    if states is None or call.plan.num_segments == 1:
-        return torch.cat([final, final])  # entry 0 is never read
-    return torch.cat([states, final])
+def _boundaries(
+    call: _Call, states: Tensor | None, final: Tensor, gradients: Tensor | None, d_initial: Tensor, scale: float
+) -> Tensor:
+    """Return <S, dS> per key channel at every boundary of segments [segments + 1, N*HV, K]."""
+    heads, S = call.N * call.HV, call.plan.num_segments
+    out = torch.empty(S + 1, heads, call.K, dtype=torch.float32, device=final.device)
+    BK = min(32, padded_dim(call.K))
+    _boundary_shares[(heads * -(-call.K // BK), S + 1)](
+        states, final, gradients, d_initial, out, S, scale, DY=call.K, DZ=call.V, BK=BK, BV=padded_dim(call.V),
+        HAS_STATES=states is not None, HAS_GRADIENTS=gradients is not None, num_warps=4,
+    )  # fmt: skip
+    return out
 
 
 def _token_backward(
-    call: _Call, g: Tensor, ends: Tensor, end_gradients: Tensor, sums_q: _Sums, sums_k: _Sums,
-    cu_seqlens: Tensor | None, scale: float,
-) -> Tensor:  # fmt: skip
+    call: _Call, g: Tensor, boundaries: Tensor, sums_q: _Sums, sums_k: _Sums, cu_seqlens: Tensor | None
+) -> Tensor:
     dg = torch.empty_like(g, dtype=torch.float32)
-    BV = padded_dim(call.V)
     _token_gate_gradient[(call.N * call.HV, call.plan.num_segments)](
-        g, dg, ends, end_gradients, sums_q.out, sums_k.out, cu_seqlens, scale,
-        call.T, call.plan.num_segments, call.rows, DY=call.K, DZ=call.V, BK=min(32, padded_dim(call.K)), BV=BV,
-        BLOCKS=sums_q.out.shape[1], **call.sizes(), num_warps=4,
+        g, dg, boundaries, sums_q.out, sums_k.out, cu_seqlens, call.T, call.plan.num_segments, call.rows,
+        DY=call.K, BK=padded_dim(call.K), BLOCKS=sums_q.out.shape[1], **call.sizes(), num_warps=2,
     )  # fmt: skip
     return dg
 
 
-def _carried(
-    call: _Call, ends: Tensor, end_gradients: Tensor, sums_q: _Sums, sums_k: _Sums, cu_seqlens: Tensor | None,
-    scale: float,
-) -> Tensor:  # fmt: skip
+def _carried(call: _Call, boundaries: Tensor, sums_q: _Sums, sums_k: _Sums, cu_seqlens: Tensor | None) -> Tensor:
     carried = torch.empty_like(sums_q.out)
-    BK = min(32, padded_dim(call.K))
-    _chunk_ends[(call.N * call.HV * -(-call.K // BK), call.plan.num_segments)](
-        ends, end_gradients, sums_q.out, sums_k.out, carried, cu_seqlens, scale, call.T, call.plan.num_segments,
-        DY=call.K, DZ=call.V, BK=BK, BV=padded_dim(call.V), **call.sizes(), num_warps=4,
+    _chunk_ends[(call.N * call.HV, call.plan.num_segments)](
+        boundaries, sums_q.out, sums_k.out, carried, cu_seqlens, call.T, call.plan.num_segments,
+        DY=call.K, BK=padded_dim(call.K), **call.sizes(), num_warps=4,
     )  # fmt: skip
     return carried
 

@@ -82,6 +82,7 @@ CASES = (
     Case("linear", "bfloat16", "key", _USUAL, "_channel_scores#0"),
     Case("linear", "bfloat16", "key", _USUAL, "_channel_gradients#0"),
     Case("linear", "bfloat16", "key", _USUAL, "_chunk_ends#0"),
+    Case("linear", "bfloat16", "key", _USUAL, "_boundary_shares#0"),
     Case("linear", "float32", "none", _WIDE, "_sweep#0"),
     Case("linear", "float32", "key", _WIDE, "_channel_gradients#0"),
 )
