@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from archspec.component import Count, Flag, Positive
-from archspec.families import Activation, Dim, Linear, Memory, Per
+from archspec.component import Count, Flag, Off, Positive
+from archspec.families import Activation, Dim, FeatureMap, Linear, Memory, Per
 from archspec.initial import FAN_IN, ONES, ZEROS, Initial, Parameter, Parameters
 from archspec.shapes import HeadDims
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Mlp(Memory, kind="mlp"):
-    """M(W, x) = [x +] [LN] W_L^T s(... s(W_1^T x)): L layers, inner width expansion * K.
+    """M(W, x) = [x +] [LN] W_L^T s(... s(W_1^T phi(x))): L layers, inner width expansion * K.
 
     Args:
         depth: L, number of weight matrices (the gating matrix not counted).
@@ -29,6 +29,7 @@ class Mlp(Memory, kind="mlp"):
         norm: LayerNorm with learned scale and shift, on the input (``pre``) or on the output before the residual
             (``post``). The outer loop learns them; updates do not touch them.
         offsets: each layer adds a vector, which updates move like a weight.
+        feature: phi, what the first layer sees of x; the residual adds x itself (Atlas).
         init: law of the learned start weights.
 
     Source: TTT (arXiv:2407.04620), section 2.6; Titans (arXiv:2501.00663), section 3.1; Miras (arXiv:2504.13173),
@@ -42,11 +43,13 @@ class Mlp(Memory, kind="mlp"):
     residual: Flag = False
     norm: Literal["none", "pre", "post"] = "none"
     offsets: Flag = False
+    feature: Annotated[FeatureMap | None, Off] = None
     init: Initial = FAN_IN
 
     def _layers(self, dims: HeadDims) -> list[tuple[int, int]]:
         inner = Dim(ratio=self.expansion, of="key_dim").resolve({"key_dim": dims.key_dim})
-        sizes = [dims.key_dim, *[inner] * (self.depth - 1), dims.value_dim]
+        entry = dims.key_dim if self.feature is None else self.feature.output_dim(dims.key_dim)
+        sizes = [entry, *[inner] * (self.depth - 1), dims.value_dim]
         return list(pairwise(sizes))
 
     def weights(self, dims: HeadDims) -> Mapping[str, tuple[int, int]]:
@@ -68,11 +71,15 @@ class Mlp(Memory, kind="mlp"):
         }
 
     def parameters(self, dims: HeadDims) -> Parameters:
-        if self.norm == "none":
-            return {}
-        width = dims.key_dim if self.norm == "pre" else dims.value_dim
-        shape = (dims.num_heads, 1, width)
-        return {"norm_scale": Parameter(shape, ONES), "norm_shift": Parameter(shape, ZEROS)}
+        found: dict[str, Parameter] = {}
+        if self.feature is not None:
+            learned = self.feature.parameters(dims.num_heads, dims.key_dim)
+            found.update({f"feature_{name}": parameter for name, parameter in learned.items()})
+        if self.norm != "none":
+            width = dims.key_dim if self.norm == "pre" else dims.value_dim
+            shape = (dims.num_heads, 1, width)
+            found.update({"norm_scale": Parameter(shape, ONES), "norm_shift": Parameter(shape, ZEROS)})
+        return found
 
     def network(self, linear: Linear, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         from archspec.blocks.activation import activate
@@ -81,6 +88,8 @@ class Mlp(Memory, kind="mlp"):
         skip = x
         if self.norm == "pre":
             x = layer_norm(x, parameters["norm_scale"], parameters["norm_shift"])
+        if self.feature is not None:
+            x = self._featured(x, parameters)
         for index in range(1, self.depth + 1):
             last = index == self.depth
             inner = x
@@ -95,11 +104,18 @@ class Mlp(Memory, kind="mlp"):
             x = layer_norm(x, parameters["norm_scale"], parameters["norm_shift"])
         return x + skip if self.residual else x
 
+    def _featured(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return phi(x) for x [B, H, C, K]; feature maps are written for [B, T, H, K]."""
+        learned = {
+            name.removeprefix("feature_"): tensor for name, tensor in parameters.items() if name.startswith("feature_")
+        }
+        return self.feature.apply(x.transpose(1, 2), learned).transpose(1, 2) if self.feature is not None else x
+
     def axis(self, weight: str, per: Per) -> Literal["none", "input", "output", "both", "illegal"]:
         """``per: key`` is the model-sized axis of each matrix: the input of the first layer, the output of the last."""
         if per == "head":
             return "none"
-        if per != "key" or self.depth > 2:
+        if per != "key" or self.depth > 2 or self.feature is not None:
             return "illegal"
         if weight == f"w{self.depth}" and self.depth > 1:
             return "output"
