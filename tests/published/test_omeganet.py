@@ -1,4 +1,4 @@
-"""OmegaNet (Behrouz et al. 2025, "ATLAS"): the loss of the last eight tokens, gradients at the start of 16-token chunks."""
+"""OmegaNet (Behrouz et al. 2025, "ATLAS"): the loss of the last eight tokens, gradients at the start of chunks."""
 
 from __future__ import annotations
 
