@@ -97,6 +97,16 @@ def load_sums(base, first, length, C: tl.constexpr):
 
 
 @triton.jit
+def seen_pairs(REVERSE: tl.constexpr, STRICT: tl.constexpr, C: tl.constexpr):
+    """Pairs (row i, column j) with j before i, or after it; with i itself unless STRICT [C, C]."""
+    rows = tl.arange(0, C)[:, None]
+    cols = tl.arange(0, C)[None, :]
+    if REVERSE:
+        return rows < cols if STRICT else rows <= cols
+    return rows > cols if STRICT else rows >= cols
+
+
+@triton.jit
 def pair_decay(sums, REVERSE: tl.constexpr, C: tl.constexpr):
     """Decay between row i and column j [C, C]: exp2(G_i - G_j) for j <= i, or exp2(G_j - G_i) for j >= i."""
     rows = tl.arange(0, C)[:, None]

@@ -48,6 +48,7 @@ from archspec.kernels.tiles import (
     load_rows,
     load_sums,
     pair_decay,
+    seen_pairs,
     segment_chunks,
     sequence_bounds,
     slot_chunk,
@@ -169,15 +170,17 @@ def _scan_segments(
 
 @triton.jit(do_not_specialize=[*_RUNTIME, "total_rows"])
 def _sweep(
-    x, y, z, g, decay, scores, states, out, last_state, w, sums_out, cu_seqlens,
+    x, y, z, g, decay, scores, states, base, out, last_state, w, sums_out, cu_seqlens,
     scale, T, num_segments, total_rows,
     HV: tl.constexpr, GXY: tl.constexpr, GZ: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr,
     BY: tl.constexpr, BZ: tl.constexpr, C: tl.constexpr,
     REVERSE: tl.constexpr, GATE: tl.constexpr, PAIRS: tl.constexpr, SUMS: tl.constexpr,
-    TRANSPOSED: tl.constexpr, HAS_START: tl.constexpr, HAS_LAST: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, STRICT: tl.constexpr, HAS_START: tl.constexpr, HAS_LAST: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out = scale * (x S + pairs z) with the state S [DY, BZ] in registers; S is kept without the scale.
+    """out = base + scale * (x S + pairs z) with the state S [DY, BZ] in registers; S is kept without the scale.
+
+    STRICT leaves out each token's pair with itself.
 
     x, y: [rows, HV/GXY, DY]; z, w: [rows, HV/GZ, DZ]; out: [rows, HV, DZ]; states [segments, N*HV, DY, DZ] (or
     transposed). Sums for gate gradients: ROW_SUMS writes sum_d w out and its share through the state to
@@ -237,21 +240,22 @@ def _sweep(
                 pairs = tl.dot(tile_x, tl.trans(tile_y), input_precision=PRECISION)
                 if GATE == 1:
                     pairs *= pair_decay(sums, REVERSE, C)
-                elif REVERSE:
-                    pairs = tl.where(tl.arange(0, C)[:, None] <= tl.arange(0, C)[None, :], pairs, 0.0)
-                else:
-                    pairs = tl.where(tl.arange(0, C)[:, None] >= tl.arange(0, C)[None, :], pairs, 0.0)
+                if STRICT or GATE != 1:
+                    pairs = tl.where(seen_pairs(REVERSE, STRICT, C), pairs, 0.0)
                 pairs = pairs.to(tile_z.dtype)
             else:
-                base = scores + (start * HV + i_h) * C
-                pairs = load_rows(base, row, length, HV * C, tl.arange(0, C), C, C, True)
+                pairs = load_rows(scores + (start * HV + i_h) * C, row, length, HV * C, tl.arange(0, C), C, C, True)
                 if REVERSE:
                     pairs = tl.trans(pairs)
             if SUMS == 1:
                 result = cross + tl.dot(pairs, tile_z, input_precision=PRECISION)
             else:
                 result = tl.dot(pairs, tile_z, acc=cross, input_precision=PRECISION)
-        store_rows(out_base, result * scale, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
+        stored = result * scale
+        if base is not None:
+            at_base = base + (start * HV + i_h) * DZ
+            stored += load_rows(at_base, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
+        store_rows(out_base, stored, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
         if SUMS == 1:
             rows = tl.arange(0, C)
             at = (tl.cast(i_z, tl.int64) * HV + i_h) * total_rows + start + row + rows
@@ -389,7 +393,7 @@ _R = tl.constexpr(16)
 
 @triton.jit(do_not_specialize=["T", "N"])
 def _prepare_channel(
-    q, k, g, sums_out, decay, q_out, k_out, cu_seqlens, N, T,
+    q, k, g, sums_out, decay, q_out, k_out, k_read_out, cu_seqlens, N, T,
     HV: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr,
     PACKED: tl.constexpr, N_PADDED: tl.constexpr,
 ):  # fmt: skip
@@ -414,6 +418,8 @@ def _prepare_channel(
         store_rows(sums_out + hv_offset, sums, row, length, HV * K, cols, C, K, EVEN)
         tl.store(decay + (tl.cast(slot, tl.int64) * HV + i_h) * K + cols, chunk_total, mask=cols < K)
         store_rows(q_out + hv_offset, tile_q * tl.exp2(sums), row, length, HV * K, cols, C, K, EVEN)
+        if k_read_out is not None:
+            store_rows(k_read_out + hv_offset, tile_k * tl.exp2(sums), row, length, HV * K, cols, C, K, EVEN)
         to_end = tl.exp2(tl.minimum(chunk_total[None, :] - sums, 0.0))
         store_rows(k_out + hv_offset, tile_k * to_end, row, length, HV * K, cols, C, K, EVEN)
 
@@ -490,10 +496,10 @@ def _channel_scores(
 @triton.jit(do_not_specialize=["T", "N"])
 def _score_gradients(
     v, do, out, cu_seqlens, scale, N, T,
-    HV: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    HV: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr,
     PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one chunk's scores, scale * do_t . v_s for s <= t [B, T, HV, C]."""
+    """Gradients of one chunk's scores, scale * do_t . v_s for s <= t, or s < t if STRICT [B, T, HV, C]."""
     slot, i_h = tl.program_id(0) // HV, tl.program_id(0) % HV
     i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
     start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
@@ -508,7 +514,7 @@ def _score_gradients(
             tile_v = load_rows(v + offset, row, length, HV * V, cols, C, V, EVEN)
             tile_do = load_rows(do + offset, row, length, HV * V, cols, C, V, EVEN)
             pairs += tl.dot(tile_do, tl.trans(tile_v), input_precision=PRECISION)
-        pairs = tl.where(rows[:, None] >= rows[None, :], pairs * scale, 0.0)
+        pairs = tl.where(seen_pairs(False, STRICT, C), pairs * scale, 0.0)
         store_rows(out + (start * HV + i_h) * C, pairs, row, length, HV * C, rows, C, C, True)
 
 
@@ -585,16 +591,18 @@ def _channel_gradients(
             store_rows(dg_out + hv_offset, own_share, first, length, HV * K, cols, _R, K, EVEN)
         last = tl.minimum(row + C, length) - 1
         chunk_total = tl.load(sums_base + last.to(tl.int64) * (HV * K) + cols, mask=cols < K, other=0.0)
-        cross = load_rows(k_cross + hv_offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
-        cross *= tl.exp2(tl.minimum(chunk_total[None, :] - sums, 0.0))
-        dk += cross
-        share -= cross * tile_k
+        if k_cross is not None:
+            cross = load_rows(k_cross + hv_offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
+            cross *= tl.exp2(tl.minimum(chunk_total[None, :] - sums, 0.0))
+            dk += cross
+            share -= cross * tile_k
         store_rows(dk_out + hv_offset, dk, row, length, HV * K, cols, C, K, EVEN)
         tl.debug_barrier()  # other threads wrote the rows' share
         share += load_rows(dg_out + hv_offset, row, length, HV * K, cols, C, K, EVEN)
         at_slot = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols
-        after = tl.load(carried + at_slot, mask=cols < K, other=0.0)[None, :]
-        after += tl.sum(share, 0)[None, :] - tl.cumsum(share, 0) + share
+        after = tl.sum(share, 0)[None, :] - tl.cumsum(share, 0) + share
+        if carried is not None:
+            after += tl.load(carried + at_slot, mask=cols < K, other=0.0)[None, :]
         gates = load_rows(g + hv_offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32) * LOG2E
         dg = tl.where(gates > LOWEST_LOG2, after, 0.0)
         tl.debug_barrier()
@@ -602,7 +610,7 @@ def _channel_gradients(
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """Sizes of one call and how it is cut up."""
 
     B: int
@@ -639,29 +647,27 @@ def _num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _call(q: Tensor, v: Tensor, g: Tensor | None, cu_seqlens: Tensor | None) -> _Call:
+def make_call(q: Tensor, v: Tensor, g: Tensor | None, cu_seqlens: Tensor | None) -> Call:
     B, T, H, K = q.shape
     HV, V = v.shape[-2:]
     N = B if cu_seqlens is None else cu_seqlens.numel() - 1
     length = T if cu_seqlens is None else T // N
     cut = plan(N, length, HV, K, V, q.element_size(), g is not None, _num_multiprocessors(q.device))
-    return _Call(B, T, H, HV, K, V, N, cu_seqlens is not None, cut)
+    return Call(B, T, H, HV, K, V, N, cu_seqlens is not None, cut)
 
 
-def _precision(x: Tensor) -> str:
+def precision(x: Tensor) -> str:
     # tf32 keeps 10 bits of each factor: as many as fp16 inputs have. It is what fp32 users of the hardware get.
     return "tf32" if x.dtype == torch.float32 else "ieee"
 
 
-def _segment_starts(
-    call: _Call, y: Tensor, z: Tensor, g: Tensor | None, decay: Tensor | None, end_state: Tensor | None,
-    cu_seqlens: Tensor | None, *, reverse: bool, scale: float = 1.0,
-) -> Tensor:  # fmt: skip
-    """Return the state [segments, N*HV, K, V] that every segment starts from; from its end when ``reverse``.
+def segment_sums(
+    call: Call, y: Tensor, z: Tensor, g: Tensor | None, decay: Tensor | None, cu_seqlens: Tensor | None,
+    *, reverse: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Return what each segment adds to the state [segments, N*HV, K, V] and its log2 decay, if any.
 
-    Args:
-        y, z: what is written along the state's rows (K) and columns (V).
-        end_state: the first segment's start [N, HV, K, V], times ``scale``.
+    The entry of the segment that none follows (the last, or the first when ``reverse``) is left unwritten.
     """
     K, V, S, heads = call.K, call.V, call.plan.num_segments, call.N * call.HV
     states = torch.empty(S, heads, K, V, dtype=torch.float32, device=z.device)
@@ -675,8 +681,24 @@ def _segment_starts(
         _segment_states[(heads * blocks, S - 1)](
             y, z, g, decay, states, totals, cu_seqlens, call.T, S, call.rows,
             GY=call.HV // y.shape[2], GZ=call.HV // z.shape[2], DY=K, DZ=V, BY=BY, BZ=BZ,
-            REVERSE=reverse, GATE=gate, PRECISION=_precision(z), **call.sizes(), num_warps=4, num_stages=3,
+            REVERSE=reverse, GATE=gate, PRECISION=precision(z), **call.sizes(), num_warps=4, num_stages=3,
         )  # fmt: skip
+    return states, totals
+
+
+def segment_starts(
+    call: Call, y: Tensor, z: Tensor, g: Tensor | None, decay: Tensor | None, end_state: Tensor | None,
+    cu_seqlens: Tensor | None, *, reverse: bool, scale: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Return the state [segments, N*HV, K, V] that every segment starts from; from its end when ``reverse``.
+
+    Args:
+        y, z: what is written along the state's rows (K) and columns (V).
+        end_state: the first segment's start [N, HV, K, V], times ``scale``.
+    """
+    K, V, S, heads = call.K, call.V, call.plan.num_segments, call.N * call.HV
+    states, totals = segment_sums(call, y, z, g, decay, cu_seqlens, reverse=reverse)
+    gate = NO_GATE if totals is None else TOKEN_GATE if decay is None else ROW_GATE
     BLOCK = min(1024, next_power_of_two(K * V))
     _scan_segments[(heads * -(-K * V // BLOCK),)](
         states, totals, end_state, S, scale, DY=K, DZ=V, BLOCK=BLOCK, REVERSE=reverse, GATE=gate,
@@ -686,7 +708,7 @@ def _segment_starts(
 
 
 @dataclass(frozen=True)
-class _Sums:
+class Sums:
     """What a sweep multiplies its output by to sum gate gradients, and where the sums go."""
 
     w: Tensor
@@ -694,82 +716,102 @@ class _Sums:
     out: Tensor
 
 
-def _row_sums(call: _Call, w: Tensor, blocks: int) -> _Sums:
-    return _Sums(w, ROW_SUMS, torch.empty(2, blocks, call.HV, call.rows, dtype=torch.float32, device=w.device))
+def row_sums(call: Call, w: Tensor, blocks: int) -> Sums:
+    return Sums(w, ROW_SUMS, torch.empty(2, blocks, call.HV, call.rows, dtype=torch.float32, device=w.device))
 
 
-def _chunk_sums(call: _Call, w: Tensor) -> _Sums:
+def chunk_sums(call: Call, w: Tensor) -> Sums:
     shape = (call.slots, call.HV, w.shape[-1])
-    return _Sums(w, CHUNK_SUMS, torch.empty(shape, dtype=torch.float32, device=w.device))
+    return Sums(w, CHUNK_SUMS, torch.empty(shape, dtype=torch.float32, device=w.device))
 
 
-def _launch_sweep(
-    call: _Call, x: Tensor, y: Tensor, z: Tensor, states: Tensor | None,
+def launch_sweep(
+    call: Call, x: Tensor, y: Tensor, z: Tensor, states: Tensor | None,
     *, cu_seqlens: Tensor | None, scale: float, g: Tensor | None = None, decay: Tensor | None = None,
     decay_columns: bool = False, scores: Tensor | None = None, pairs: bool = True,
-    reverse: bool = False, transposed: bool = False, last_state: Tensor | None = None, sums: _Sums | None = None,
+    reverse: bool = False, transposed: bool = False, last_state: Tensor | None = None, sums: Sums | None = None,
+    strict: bool = False, base: Tensor | None = None, wide: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Run one sweep; returns out [B, T, HV, DZ], in fp32 when it is to be summed over a group of heads."""
+    """Run one sweep.
+
+    Args:
+        states: where each segment starts [segments, N*HV, ...], or None for zeros.
+        decay_columns: whether ``decay`` falls on the state's columns.
+        strict: leave out each token's pair with itself.
+        base: what out is added to, fp32 [B, T, HV, DZ].
+
+    Returns:
+        out [B, T, HV, DZ], in fp32 when ``wide`` or when it is to be summed over a group of heads.
+    """
     DY, DZ = y.shape[-1], z.shape[-1]
     config = sweep_config(DY, DZ, z.element_size(), call.plan.load)
     grouped = transposed and call.HV != call.H
-    dtype = torch.float32 if grouped else z.dtype
+    dtype = torch.float32 if grouped or wide else z.dtype
     out = torch.empty(call.B, call.T, call.HV, DZ, dtype=dtype, device=z.device)
     gate = NO_GATE if g is None and decay is None else TOKEN_GATE if decay is None else ROW_GATE
     grid = (call.N * call.HV * -(-DZ // config.block), call.plan.num_segments)
     _sweep[grid](
-        x, y, z, g, decay, scores, states, out, last_state,
+        x, y, z, g, decay, scores, states, base, out, last_state,
         None if sums is None else sums.w, None if sums is None else sums.out,
         cu_seqlens, scale, call.T, call.plan.num_segments, call.rows,
         GXY=call.HV // x.shape[2], GZ=call.HV // z.shape[2], DY=DY, DZ=DZ, BY=padded_dim(DY), BZ=config.block,
         REVERSE=reverse, GATE=COLUMN_GATE if decay_columns else gate,
         PAIRS=GIVEN_PAIRS if scores is not None else OWN_PAIRS if pairs else NO_PAIRS,
-        SUMS=NO_SUMS if sums is None else sums.kind, TRANSPOSED=transposed, HAS_START=states is not None,
-        HAS_LAST=last_state is not None, PRECISION=_precision(z), **call.sizes(),
+        SUMS=NO_SUMS if sums is None else sums.kind, TRANSPOSED=transposed, STRICT=strict, HAS_START=states is not None,
+        HAS_LAST=last_state is not None, PRECISION=precision(z), **call.sizes(),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """What `_prepare_channel` makes of q, k and a decay per key channel."""
 
     sums: Tensor  # G in log2 [B, T, HV, K]
     decay: Tensor  # log2 decay of a chunk [slots, HV, K]
     q: Tensor  # q e^G [B, T, HV, K]
     k: Tensor  # k e^(G_C - G) [B, T, HV, K]
-    scores: Tensor  # [B, T, HV, C]
+    scores: Tensor  # of q with k [B, T, HV, C]
+    k_read: Tensor | None  # k e^G [B, T, HV, K]
 
 
-def _prepare(call: _Call, q: Tensor, k: Tensor, g: Tensor, cu_seqlens: Tensor | None) -> _Prepared:
-    shape = (call.B, call.T, call.HV)
-    made = _Prepared(
-        sums=torch.empty(*shape, call.K, dtype=torch.float32, device=q.device),
-        decay=torch.empty(call.slots, call.HV, call.K, dtype=torch.float32, device=q.device),
-        q=torch.empty(*shape, call.K, dtype=q.dtype, device=q.device),
-        k=torch.empty(*shape, call.K, dtype=q.dtype, device=q.device),
-        scores=torch.empty(*shape, call.chunk, dtype=q.dtype, device=q.device),
-    )
-    shared = {**call.sizes(), "G": call.HV // call.H, "K": call.K, "N_PADDED": next_power_of_two(call.N)}
+def prepare_channels(
+    call: Call, q: Tensor, k: Tensor, g: Tensor, cu_seqlens: Tensor | None, *, read_keys: bool = False
+) -> Prepared:
+    """Scale q and k of every chunk to its ends; also k to its start when ``read_keys``."""
+    shape = (call.B, call.T, call.HV, call.K)
+    scaled = [torch.empty(shape, dtype=q.dtype, device=q.device) for _ in range(3 if read_keys else 2)]
+    sums = torch.empty(shape, dtype=torch.float32, device=q.device)
+    decay = torch.empty(call.slots, call.HV, call.K, dtype=torch.float32, device=q.device)
+    k_read = scaled[2] if read_keys else None
     config = prepare_config(call.K)
     _prepare_channel[(call.slots * call.HV * -(-call.K // config.block),)](
-        q, k, g, made.sums, made.decay, made.q, made.k, cu_seqlens, call.N, call.T, BK=config.block, **shared,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        q, k, g, sums, decay, scaled[0], scaled[1], k_read, cu_seqlens, call.N, call.T, G=call.HV // call.H, K=call.K,
+        BK=config.block, N_PADDED=next_power_of_two(call.N), **call.sizes(), num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )  # fmt: skip
+    scores = channel_scores(call, q, k, sums, cu_seqlens)
+    return Prepared(sums=sums, decay=decay, q=scaled[0], k=scaled[1], scores=scores, k_read=k_read)
+
+
+def channel_scores(call: Call, q: Tensor, k: Tensor, sums: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Return the decayed scores of q with k inside every chunk [B, T, HV, C]."""
+    scores = torch.empty(call.B, call.T, call.HV, call.chunk, dtype=q.dtype, device=q.device)
     config = scores_config(call.K)
     _channel_scores[(call.slots * call.HV * (call.chunk // 16),)](
-        q, k, made.sums, made.scores, cu_seqlens, call.N, call.T, BK=config.block, PRECISION=_precision_wide(q),
-        **shared, num_warps=config.num_warps, num_stages=config.num_stages,
+        q, k, sums, scores, cu_seqlens, call.N, call.T, BK=config.block, PRECISION=wide_precision(q),
+        G=call.HV // call.H, K=call.K, N_PADDED=next_power_of_two(call.N), **call.sizes(),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    return made
+    return scores
 
 
-def _precision_wide(x: Tensor) -> str:
+def wide_precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.bfloat16 else "tf32"
 
 
-def _token_sums(call: _Call, g: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+def token_sums(call: Call, g: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
     """Return the sums of one log decay a token inside chunks [HV, rows], or None for other gates."""
     if g is None or g.ndim != 3:
         return None
@@ -786,17 +828,17 @@ def _forward_impl(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _call(q, v, g, cu_seqlens)
+    call = make_call(q, v, g, cu_seqlens)
     final = torch.empty(call.N, call.HV, call.K, call.V, dtype=torch.float32, device=v.device)
-    token_gate = _token_sums(call, g, cu_seqlens)
+    token_gate = token_sums(call, g, cu_seqlens)
     decay, scores, reads, writes = None, None, q, k
     if g is not None and g.ndim == 4:
-        made = _prepare(call, q, k, g, cu_seqlens)
+        made = prepare_channels(call, q, k, g, cu_seqlens)
         decay, scores, reads, writes = made.decay, made.scores, made.q, made.k
     starts: Tensor | None = initial_state
     if call.plan.num_segments > 1:
-        starts = _segment_starts(call, writes, v, token_gate, decay, initial_state, cu_seqlens, reverse=False)
-    o = _launch_sweep(
+        starts = segment_starts(call, writes, v, token_gate, decay, initial_state, cu_seqlens, reverse=False)
+    o = launch_sweep(
         call, reads, writes, v, starts, cu_seqlens=cu_seqlens, scale=scale, g=token_gate, decay=decay, scores=scores,
         last_state=final,
     )  # fmt: skip
@@ -808,43 +850,43 @@ def _backward_impl(
     do: Tensor, dfinal: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None,
     initial_state: Tensor | None, cu_seqlens: Tensor | None, final: Tensor, starts: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _call(q, v, g, cu_seqlens)
-    token_gate = _token_sums(call, g, cu_seqlens)
+    call = make_call(q, v, g, cu_seqlens)
+    token_gate = token_sums(call, g, cu_seqlens)
     states = starts if starts.numel() else initial_state
-    made = _prepare(call, q, k, g, cu_seqlens) if g is not None and g.ndim == 4 else None
+    made = prepare_channels(call, q, k, g, cu_seqlens) if g is not None and g.ndim == 4 else None
     decay = made.decay if made else None
     reads, writes = (made.q, made.k) if made else (q, k)
     d_initial = torch.empty_like(final)
     gradients = dfinal  # the state's gradient from each segment's end on, without the scale
     if call.plan.num_segments > 1 or (dfinal is not None and scale != 1.0):
-        gradients = _segment_starts(
+        gradients = segment_starts(
             call, reads, do, token_gate, decay, dfinal, cu_seqlens, reverse=True, scale=1.0 / scale
         )
-    sweep = partial(_launch_sweep, call, cu_seqlens=cu_seqlens, scale=scale, g=token_gate, decay=decay)
+    sweep = partial(launch_sweep, call, cu_seqlens=cu_seqlens, scale=scale, g=token_gate, decay=decay)
     scores = made.scores if made else None
     dv = sweep(writes, reads, do, gradients, scores=scores, reverse=True, last_state=d_initial)
     blocks = -(-call.K // sweep_config(call.V, call.K, q.element_size()).block)
     sums_q, sums_k = None, None
     if token_gate is not None:
-        sums_q, sums_k = _row_sums(call, q, blocks), _row_sums(call, k, blocks)
+        sums_q, sums_k = row_sums(call, q, blocks), row_sums(call, k, blocks)
     elif made:
-        sums_q, sums_k = _chunk_sums(call, made.q), _chunk_sums(call, made.k)
+        sums_q, sums_k = chunk_sums(call, made.q), chunk_sums(call, made.k)
     sweep = partial(sweep, decay_columns=made is not None, pairs=made is None, transposed=True)
     dq = sweep(do, v, writes, states, sums=sums_q)
     dk = sweep(v, do, reads, gradients, sums=sums_k, reverse=True)
     dg = final.new_empty(0)
     if g is not None and sums_q is not None and sums_k is not None:
-        boundaries = _boundaries(call, states, final, gradients, d_initial, scale)
+        boundaries = boundary_shares(call, states, final, gradients, d_initial, scale)
         if made:
-            carried = _carried(call, boundaries, sums_q, sums_k, cu_seqlens)
-            dq, dk, dg = _channel_backward(call, q, k, v, do, g, made, dq, dk, carried, cu_seqlens, scale)
+            carried = carried_shares(call, boundaries, sums_q, sums_k, cu_seqlens)
+            dq, dk, dg = channel_backward(call, q, k, v, do, g, made.sums, dq, dk, carried, cu_seqlens, scale)
         else:
-            dg = _token_backward(call, g, boundaries, sums_q, sums_k, cu_seqlens)
+            dg = token_backward(call, g, boundaries, sums_q, sums_k, cu_seqlens)
     return _sum_groups(call, dq, q), _sum_groups(call, dk, k), dv, dg, d_initial
 
 
-def _boundaries(
-    call: _Call, states: Tensor | None, final: Tensor, gradients: Tensor | None, d_initial: Tensor, scale: float
+def boundary_shares(
+    call: Call, states: Tensor | None, final: Tensor, gradients: Tensor | None, d_initial: Tensor, scale: float
 ) -> Tensor:
     """Return <S, dS> per key channel at every boundary of segments [segments + 1, N*HV, K]."""
     heads, S = call.N * call.HV, call.plan.num_segments
@@ -857,8 +899,8 @@ def _boundaries(
     return out
 
 
-def _token_backward(
-    call: _Call, g: Tensor, boundaries: Tensor, sums_q: _Sums, sums_k: _Sums, cu_seqlens: Tensor | None
+def token_backward(
+    call: Call, g: Tensor, boundaries: Tensor, sums_q: Sums, sums_k: Sums, cu_seqlens: Tensor | None
 ) -> Tensor:
     dg = torch.empty_like(g, dtype=torch.float32)
     _token_gate_gradient[(call.N * call.HV, call.plan.num_segments)](
@@ -868,7 +910,7 @@ def _token_backward(
     return dg
 
 
-def _carried(call: _Call, boundaries: Tensor, sums_q: _Sums, sums_k: _Sums, cu_seqlens: Tensor | None) -> Tensor:
+def carried_shares(call: Call, boundaries: Tensor, sums_q: Sums, sums_k: Sums, cu_seqlens: Tensor | None) -> Tensor:
     carried = torch.empty_like(sums_q.out)
     _chunk_ends[(call.N * call.HV, call.plan.num_segments)](
         boundaries, sums_q.out, sums_k.out, carried, cu_seqlens, call.T, call.plan.num_segments,
@@ -877,29 +919,29 @@ def _carried(call: _Call, boundaries: Tensor, sums_q: _Sums, sums_k: _Sums, cu_s
     return carried
 
 
-def _channel_backward(
-    call: _Call, q: Tensor, k: Tensor, v: Tensor, do: Tensor, g: Tensor, made: _Prepared, dq: Tensor, dk: Tensor,
-    carried: Tensor, cu_seqlens: Tensor | None, scale: float,
+def channel_backward(
+    call: Call, q: Tensor, k: Tensor, v: Tensor, do: Tensor, g: Tensor, sums: Tensor, dq: Tensor, dk: Tensor | None,
+    carried: Tensor | None, cu_seqlens: Tensor | None, scale: float, *, strict: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dq, dk [B, T, HV, K] and dg, given what the sweeps found of the first two."""
     config = gradients_config(call.K)
-    shared = {**call.sizes(), "N_PADDED": next_power_of_two(call.N), "PRECISION": _precision_wide(q)}
-    pairs = torch.empty_like(made.scores)
+    shared = {**call.sizes(), "N_PADDED": next_power_of_two(call.N), "PRECISION": wide_precision(q)}
+    pairs = torch.empty(call.B, call.T, call.HV, call.chunk, dtype=v.dtype, device=v.device)
     _score_gradients[(call.slots * call.HV,)](
-        v, do, pairs, cu_seqlens, scale, call.N, call.T, V=call.V, BV=min(64, padded_dim(call.V)), **shared,
-        num_warps=4, num_stages=2,
+        v, do, pairs, cu_seqlens, scale, call.N, call.T, V=call.V, BV=min(64, padded_dim(call.V)), STRICT=strict,
+        **shared, num_warps=4, num_stages=2,
     )  # fmt: skip
     dg = torch.empty_like(g, dtype=torch.float32)
-    dq_out, dk_out = torch.empty_like(dq), torch.empty_like(dk)
+    dq_out, dk_out = torch.empty_like(dq), torch.empty_like(dq)
     _channel_gradients[(call.slots * call.HV * -(-call.K // config.block),)](
-        q, k, g, made.sums, pairs, dq, dk, carried, dq_out, dk_out, dg, cu_seqlens, call.N, call.T,
+        q, k, g, sums, pairs, dq, dk, carried, dq_out, dk_out, dg, cu_seqlens, call.N, call.T,
         G=call.HV // call.H, K=call.K, BK=config.block, **shared, num_warps=config.num_warps,
         num_stages=config.num_stages,
     )  # fmt: skip
     return dq_out, dk_out, dg
 
 
-def _sum_groups(call: _Call, gradient: Tensor, like: Tensor) -> Tensor:
+def _sum_groups(call: Call, gradient: Tensor, like: Tensor) -> Tensor:
     """Sum [B, T, HV, K] over the value heads that share a key head."""
     if call.HV == call.H:
         return gradient
@@ -920,7 +962,7 @@ def _forward_fake(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _call(q, v, g, cu_seqlens)
+    call = make_call(q, v, g, cu_seqlens)
     final = v.new_empty(call.N, call.HV, call.K, call.V, dtype=torch.float32)
     starts = final.new_empty(0)
     if call.plan.num_segments > 1:
