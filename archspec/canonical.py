@@ -22,7 +22,7 @@ from archspec.families import Dim, FeedForward, Gate, Retention
 from archspec.program import Embed, Inject, Ponder, Remember, RunLayer, unroll
 from archspec.schema import Block, MemoryMixer, Spec
 
-SOURCE_FIELDS = ("from_", "shift", "rank", "hidden", "block_size", "offset", "init", "conv")
+SOURCE_FIELDS = ("from_", "shift", "rank", "hidden", "block_size", "offset", "init", "conv", "conv_offset")
 
 
 def canonical(spec: Spec) -> dict[str, Any]:
@@ -121,6 +121,8 @@ def _plain(value: Any, sizes: Mapping[str, int] | None = None) -> Any:
     }
     if not fields.get("rank", True):
         fields.pop("hidden", None)
+    if not fields.get("conv", True):
+        fields.pop("conv_offset", None)
     if isinstance(value, Retention) and value.decay_gate is None and not value.has_link:
         fields.pop("order", None)
     return {"kind": value.kind, **fields} if isinstance(value, Component) else fields

@@ -37,15 +37,21 @@ def source_parameters(
     if source.conv:
         bound = source.conv**-0.5
         found["conv"] = Parameter((d_out, source.conv), Initial(uniform=(-bound, bound)), decayed=True)
+        if source.conv_offset is not None:
+            found["conv_offset"] = Parameter((d_out,), source.conv_offset)
     return found
 
 
 def stream_widths(mixer: MemoryMixer, dims: HeadDims) -> dict[str, int]:
-    """Return the width of every stream and projection that can be read inside a mixer."""
+    """Return the width of every stream and projection that can be read inside a mixer.
+
+    ``dims`` are the sizes before feature maps; gates read queries and keys after them, as the memory does.
+    """
+    seen = mixer.dims(dims.model_dim)
     widths = {
         "input": dims.model_dim,
-        "query": dims.num_heads * dims.key_dim,
-        "key": dims.num_heads * dims.key_dim,
+        "query": dims.num_heads * seen.key_dim,
+        "key": dims.num_heads * seen.key_dim,
         "value": dims.num_heads * dims.value_dim,
     }
     for name, stream in mixer.streams.items():

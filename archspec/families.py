@@ -100,6 +100,7 @@ class Source(Component):
         offset: law of the additive vector; absent means there is none. (A projection's "bias".)
         init: law of the weights; absent means normal with variance 1/d_in.
         conv: width in tokens of a causal depthwise convolution; 0 is none.
+        conv_offset: law of the vector added after the convolution; absent means there is none.
     """
 
     from_: Annotated[
@@ -115,6 +116,7 @@ class Source(Component):
     offset: Offset = None
     init: Initial | None = None
     conv: Annotated[Integer, Field(ge=0)] = 0
+    conv_offset: Offset = None
 
 
 class Norm(Component, family="norm", noun="norm"):

@@ -55,6 +55,8 @@ class SourceModule(Declared):
             x = x + values["offset"]
         if "conv" in values:
             x = self._convolve(x, values["conv"], carry)
+        if "conv_offset" in values:
+            x = x + values["conv_offset"]
         return x
 
     def adapt(self, adapter: Parameters) -> None:

@@ -43,7 +43,7 @@ class Learned(Gate, kind="learned"):
 
     @model_validator(mode="after")
     def _has_no_source(self) -> Learned:
-        written = self.departures(("from_", "shift", "rank", "hidden", "block_size", "offset", "conv"))
+        written = self.departures(("from_", "shift", "rank", "hidden", "block_size", "offset", "conv", "conv_offset"))
         if written:
             raise PydanticCustomError(
                 "learned_source",

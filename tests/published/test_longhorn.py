@@ -22,7 +22,7 @@ def longhorn(
     ``diagonal`` is the authors' code: S_i = (1 - e_i k^2) * S'_i + e_i x_i k, e_i = b_i / (1 + b_i k . k).
     """
     inner, kept = short_convolution(x @ p["streams.inner.source.weight"], p["streams.inner.source.conv"])
-    inner = silu(inner)
+    inner = silu(inner + p["streams.inner.source.conv_offset"])
     q, k = (inner @ p[f"projections.{name}.source.weight"] for name in ("query", "key"))  # [B, T, N]: all heads'
     gate = "gates.update/step_size.source"
     b = sigmoid(inner @ p[f"{gate}.down"] @ p[f"{gate}.up"] + p[f"{gate}.offset"])

@@ -30,6 +30,7 @@ def ttt(x: Tensor, p: Parameters, rate: float) -> tuple[Tensor, dict[str, Tensor
     common = x @ p["streams.common.source.weight"]
     q, q_kept = short_convolution(common, p["projections.query.source.conv"])
     k, k_kept = short_convolution(common, p["projections.key.source.conv"])
+    q, k = q + p["projections.query.source.conv_offset"], k + p["projections.key.source.conv_offset"]
     q, k = restarted(heads(q, HEADS)), restarted(heads(k, HEADS))
     v = heads(x @ p["projections.value.source.weight"], HEADS)
     gate = "gates.update/step_size.source"
