@@ -121,7 +121,12 @@ def fitted(document: LocatedMap, fit: Fit, settings: Settings) -> LocatedMap:
         return float(getattr(complexity.predict(spec, settings.vocab_size, settings.context), fit.metric))
 
     step = fit.multiple_of if isinstance(start, int) else 1
-    value = step * closest(lambda count: figure(step * count), max(1, start // step) if step > 1 else start, fit.target)
+    value = step * closest(
+        lambda count: figure(step * count),
+        max(1, start // step) if step > 1 else start,
+        fit.target,
+        enough=fit.tolerance / 10,
+    )
     reached = figure(value)
     if abs(reached - fit.target) > fit.tolerance * fit.target:
         raise FitError(
@@ -131,19 +136,40 @@ def fitted(document: LocatedMap, fit: Fit, settings: Settings) -> LocatedMap:
     return at(value)
 
 
-def closest(figure: Callable[[float], float], start: float, target: float, factor: float = 1024.0) -> float:
-    """Return the argument, within ``factor`` of ``start``, at which a growing function is closest to a target."""
-    whole = isinstance(start, int)
+def closest(
+    figure: Callable[[float], float], start: float, target: float, *, factor: float = 1024.0, enough: float = 0.0
+) -> float:
+    """Return the argument, within ``factor`` of ``start``, at which a growing function is closest to a target.
+
+    Real arguments are rounded to ``FIT_DIGITS``. Interpolation and bisection take turns: figures are nearly linear in
+    a width, but rounding to multiples makes steps of them. ``enough``: a relative miss at which to stop looking.
+    """
+    whole, known = isinstance(start, int), dict[float, float]()
+
+    def at(argument: float) -> float:
+        if argument not in known:
+            known[argument] = figure(argument)
+        return known[argument]
+
     low = high = start
-    while figure(high) < target and high < start * factor:
+    while at(high) < target and high < start * factor:
         low, high = high, high * 2
-    while figure(low) > target and low > start / factor and not (whole and low == 1):
+    while at(low) > target and low > start / factor and not (whole and low == 1):
         low, high = low // 2 if whole else low / 2, low
+    bisecting = False
     while (high - low > 1) if whole else (high - low > 10.0**-FIT_DIGITS * high):
-        middle = (low + high) // 2 if whole else (low + high) / 2
-        low, high = (middle, high) if figure(middle) < target else (low, middle)
+        share = 0.5 if bisecting or at(high) == at(low) else (target - at(low)) / (at(high) - at(low))
+        middle = low + min(max(share, 0.02), 0.98) * (high - low)
+        middle = min(max(round(middle), low + 1), high - 1) if whole else float(f"{middle:.{FIT_DIGITS + 1}g}")
+        if abs(at(middle) - target) <= enough * target:
+            low = high = middle
+        elif middle in (low, high):
+            break
+        else:
+            low, high = (middle, high) if at(middle) < target else (low, middle)
+        bisecting = not bisecting
     ends = [low, high] if whole else [float(f"{end:.{FIT_DIGITS}g}") for end in (low, high)]
-    return min(ends, key=lambda end: abs(figure(end) - target))
+    return min(ends, key=lambda end: abs(at(end) - target))
 
 
 def steps_of(path: str) -> list[str | int]:
