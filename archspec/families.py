@@ -205,6 +205,7 @@ class Gate(Source, family="gate", noun="gate"):
     scale: Number = 1.0
 
     has_source: ClassVar[bool] = True
+    sums_channels: ClassVar[bool] = False  # the value is a sum over channels: one number a head
     bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 
     @property
@@ -282,6 +283,14 @@ def gate_size(per: Per, dims: HeadDims) -> tuple[int, int]:
         dims.key_dim if per in ("key", "state") else 1,
         dims.value_dim if per in ("value", "state") else 1,
     )
+
+
+def joint_granularity(*grains: Per) -> Per:
+    """Return what a product of quantities varies over, given what each of them does."""
+    varies = set(grains) - {"head"}
+    if not varies:
+        return "head"
+    return varies.pop() if len(varies) == 1 else "state"
 
 
 class Blend(Part):
@@ -552,3 +561,10 @@ def gates_of(component: Component | Part, prefix: str = "") -> Iterator[tuple[st
             yield path, value
         elif isinstance(value, Part):
             yield from gates_of(value, f"{path}.")
+
+
+def nested_gates(component: Component | Part, prefix: str = "") -> Iterator[tuple[str, Gate]]:
+    """Yield (dotted field name, gate) for every gate inside ``component``, and those inside these gates."""
+    for path, gate in gates_of(component, prefix):
+        yield path, gate
+        yield from nested_gates(gate, f"{path}.")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from archspec.component import Number, Off, Positive, StrictModel
@@ -66,8 +66,31 @@ class Initial(StrictModel):
                 )
         return self
 
+    @property
+    def is_positive(self) -> bool:
+        """Whether every draw is above zero, so that its logarithm exists."""
+        if self.constant is not None:
+            return self.constant > 0
+        if self.uniform is not None:
+            return self.uniform[0] >= 0  # draws lie in (low, high]
+        if self.linspace is not None:
+            return min(self.linspace) > 0
+        if self.arange is not None:
+            return self.arange > 0
+        return self.log_uniform is not None
 
-Offset = Annotated[Initial | None, Off]
+
+def _of_vector(law: Initial | None) -> Initial | None:
+    if law is not None and law.law in ("fan_in", "identity"):
+        raise PydanticCustomError(
+            "offset_law",
+            "an offset is a vector, and {law} is a law of matrices; use a number, 'dt', 'by_depth' or a range.",
+            {"law": law.law},
+        )
+    return law
+
+
+Offset = Annotated[Initial | None, AfterValidator(_of_vector), Off]
 
 ZEROS = Initial(constant=0.0)
 ONES = Initial(constant=1.0)

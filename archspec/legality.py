@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from archspec import fitting
 from archspec.composition import Finding, Mixer, Path
-from archspec.declarations import stream_widths
 from archspec.errors import nearest
-from archspec.families import Gate, Norm, Per, Projection, Source, gate_size
+from archspec.families import Gate, Norm, Per, Source, nested_gates
 from archspec.rule import granularity
 from archspec.schema import Cycle, Layout, Loop, MemoryMixer, Spec
 from archspec.shapes import HeadDims
 
-PROJECTIONS = ("query", "key", "value")
 NON_NEGATIVE = ("update.step_size", "bias.threshold")
 FRACTIONS = ("retention.gate", "update.momentum")
 
@@ -93,23 +92,19 @@ def _mixer(mixer: Mixer, model_dim: int, path: Path) -> Iterator[Finding]:
 def _references(mixer: MemoryMixer) -> Iterator[Finding]:
     seen = ["input"]
     for name, stream in mixer.streams.items():
-        if name in ("input", *PROJECTIONS):
+        if name in ("input", *fitting.PROJECTIONS):
             yield ("streams", name), f"{name!r} is taken; choose another name for the stream."
         yield from _known_sources(stream, seen, ("streams", name))
         yield from _headless_norm(stream.norm, ("streams", name, "norm"))
         seen.append(name)
-    for field in ("qkv", "qk", *PROJECTIONS):
-        projection = getattr(mixer, field)
-        if projection is not None:
-            yield from _known_sources(projection, seen, (field,))
-            for index, part in enumerate(projection.parts):
-                yield from _known_sources(part, seen, (field, "parts", index))
+    for place, source in fitting.projection_sources(mixer):
+        yield from _known_sources(source, seen, place)
     for name in mixer.gates:
         if Gate.parse_kind_exists(name):
             yield ("gates", name), f"{name!r} is a kind of gate; choose another name."
-    for path, gate in mixer.named_gates():
-        yield from _known_sources(gate, [*seen, *PROJECTIONS], tuple(path.split(".")))
-        for needed in gate.all_needs():
+    for path, gate in _every_gate(mixer):
+        yield from _known_sources(gate, [*seen, *fitting.PROJECTIONS], tuple(path.split(".")))
+        for needed in gate.needs():
             if needed.startswith("gates.") and needed.removeprefix("gates.") not in mixer.gates:
                 name = needed.removeprefix("gates.")
                 known = sorted([*Gate.known_kinds(), *mixer.gates])
@@ -119,10 +114,16 @@ def _references(mixer: MemoryMixer) -> Iterator[Finding]:
                 )
     yield from _gate_cycles(mixer)
     skip = mixer.readout.skip
-    if skip is not None and skip.of not in (*seen, *PROJECTIONS):
-        known = sorted([*seen, *PROJECTIONS])
+    if skip is not None and skip.of not in (*seen, *fitting.PROJECTIONS):
+        known = sorted([*seen, *fitting.PROJECTIONS])
         message = f"unknown stream {skip.of!r}; known: {', '.join(known)}.{nearest(skip.of, known)}"
         yield ("readout", "skip", "of"), message
+
+
+def _every_gate(mixer: MemoryMixer) -> Iterator[tuple[str, Gate]]:
+    for path, gate in mixer.named_gates():
+        yield path, gate
+        yield from nested_gates(gate, f"{path}.")
 
 
 def _known_sources(source: Source, known: list[str], path: Path) -> Iterator[Finding]:
@@ -137,7 +138,7 @@ def _gate_cycles(mixer: MemoryMixer) -> Iterator[Finding]:
     for start in gates:
         trail, queue = [start], list(gates[start].all_needs())
         while queue:
-            name = queue.pop()
+            name = queue.pop().removesuffix(".token_step")
             if name == start:
                 yield tuple(start.split(".")), f"the gate depends on itself: {' -> '.join([*trail, start])}."
                 break
@@ -169,7 +170,7 @@ def _memory_and_update(context: Context) -> Iterator[Finding]:
     gate = mixer.retention.decay_gate
     if memory.grows and mixer.retention.has_link:
         yield ("retention",), "a link acts on weights, and a memory of tokens has none; use 'none' or 'decay'."
-    if memory.grows and gate is not None and gate.granularity != "head":
+    if memory.grows and gate is not None and _granularity(mixer, gate) != "head":
         yield ("retention", "gate"), "a memory of tokens fades per head: its softmax has one weight a token."
 
 
@@ -184,7 +185,7 @@ def _normalizer(context: Context) -> Iterator[Finding]:
             f"{context.mixer.bias.kind}: use 'dot', or remove the normalizer.",
         )
     for path, gate in context.mixer.named_gates():
-        if path.startswith(("retention.", "update.")) and gate.granularity in ("value", "state"):
+        if path.startswith(("retention.", "update.")) and _granularity(context.mixer, gate) in ("value", "state"):
             yield (
                 tuple(path.split(".")),
                 "with a normalizer, values and their normaliser must fade and grow alike; use per head or key.",
@@ -226,8 +227,9 @@ def _granularity(mixer: MemoryMixer, gate: Gate) -> Per:
 def _range(mixer: MemoryMixer, gate: Gate) -> tuple[float, float]:
     for needed in gate.needs():
         if needed.startswith("gates."):
-            low, high = _range(mixer, mixer.gates[needed.removeprefix("gates.")])
-            return gate.scale * low, gate.scale * high
+            ends = _range(mixer, mixer.gates[needed.removeprefix("gates.")])
+            low, high = sorted(gate.scale * end + 0.0 if gate.scale else 0.0 for end in ends)
+            return low, high
     return gate.value_range
 
 
@@ -241,12 +243,14 @@ def _token_step(context: Context) -> Iterator[Finding]:
 
 
 def _gate_ranges(context: Context) -> Iterator[Finding]:
-    for path, gate in context.mixer.named_gates():
+    for path, gate in _every_gate(context.mixer):
         low, high = _range(context.mixer, gate)
         where = tuple(path.split("."))
         if path in FRACTIONS and not (low >= 0 and high <= 1):
             yield where, f"keeps a fraction in [0, 1], and {gate.kind} ranges over [{low:g}, {high:g}]; use sigmoid."
-        if path in NON_NEGATIVE and low < 0:
+        if path == "retention.gate" and high <= 0 <= low:
+            yield where, "a decay of 0 keeps nothing, and its logarithm does not exist; use a positive fraction."
+        if (path in NON_NEGATIVE or path.endswith(".step")) and low < 0:
             yield where, f"must not be negative, and {gate.kind} ranges over [{low:g}, {high:g}]; use softplus."
 
 
@@ -387,89 +391,16 @@ def _windows(context: Context) -> Iterator[Finding]:
             yield ("bias", "window", "weights"), "must not be negative; use sigmoid or softplus."
 
 
-def _blends(context: Context) -> Iterator[Finding]:
-    mixer = context.mixer
-    for name in PROJECTIONS:
-        projection = mixer.projection(name)  # type: ignore[arg-type]
-        grouped = projection.heads is not None and projection.heads != context.dims.num_heads
-        steps = mixer.update.steps_per_token if name != "query" else 1
-        if projection.blend is not None and (grouped or steps > 1):
-            yield (name, "blend"), "a blend has one gate a head, and the heads share this projection."
-
-
-def _projections(context: Context) -> Iterator[Finding]:
-    mixer, dims = context.mixer, context.projected
-    features = {}
-    for name in PROJECTIONS:
-        projection = mixer.projection(name)  # type: ignore[arg-type]
-        if projection.heads is not None and dims.num_heads % projection.heads:
-            yield (name, "heads"), f"{projection.heads} groups do not divide num_heads={dims.num_heads}."
-        if projection.dim is not None:
-            yield (name, "dim"), "a projection is as wide as key_dim and value_dim say; 'dim' belongs to its parts."
-        yield from _parts(projection, name, dims)
-        if name == "value" and projection.position is not None:
-            yield (name, "position"), "positions act on queries and keys; write it under 'qk'."
-        size = dims.value_dim if name == "value" else dims.key_dim
-        feature = projection.feature
-        features[name] = feature.output_dim(size) if feature is not None else size
-        if name == "value" and feature is not None and features[name] != size:
-            yield (name, "feature"), f"the feature map changes the value's size from {size} to {features[name]}."
-    if features["query"] != features["key"]:
-        yield (
-            ("query", "feature"),
-            f"queries have {features['query']} channels and keys {features['key']} after their feature maps; "
-            "they must agree.",
-        )
-
-
-def _parts(projection: Projection, name: str, dims: HeadDims) -> Iterator[Finding]:
-    if not projection.parts:
-        return
-    size = dims.value_dim if name == "value" else dims.key_dim
-    found = [size if part.dim is None else part.dim.resolve(vars(dims)) for part in projection.parts]
-    if sum(found) != size:
-        yield (name, "parts"), f"the parts are {' + '.join(map(str, found))} channels of a head and must be {size}."
-
-
-def _widths(context: Context) -> Iterator[Finding]:
-    """Identity sources, block-diagonal maps and skips must fit the widths they join."""
-    mixer, dims = context.mixer, context.projected
-    widths = stream_widths(mixer, dims)
-    for name in PROJECTIONS:
-        projection = mixer.projection(name)  # type: ignore[arg-type]
-        width = sum(widths[source] for source in projection.from_)
-        size = (projection.heads or dims.num_heads) * (dims.value_dim if name == "value" else dims.key_dim)
-        if not projection.parts and not projection.has_weights and width != size:
-            yield (name,), f"an identity of a source of width {width} cannot be {size} wide; use kind 'linear'."
-        yield from _blocks_divide(projection, width, size, (name,))
-    skip = mixer.readout.skip
-    if skip is not None:
-        width, needed = widths[skip.of], dims.num_heads * dims.value_dim
-        if width != needed:
-            message = f"{skip.of} is {width} wide and the read-out {needed}; they must agree."
-            yield ("readout", "skip", "of"), message
-    for path, gate in mixer.named_gates():
-        if gate.has_source and gate.block_size is not None:
-            sizes = gate_size(gate.per, dims)
-            width = sum(widths[source] for source in gate.from_)
-            yield from _blocks_divide(gate, width, dims.num_heads * sizes[0] * sizes[1], tuple(path.split(".")))
-
-
-def _blocks_divide(source: Source, width: int, size: int, path: Path) -> Iterator[Finding]:
-    block = source.block_size
-    if block is not None and (width % block or size % block or width != size):
-        yield (
-            (*path, "block_size"),
-            f"blocks of {block} need equal widths that it divides; found {width} in and {size} out.",
-        )
-
-
 def _readout(context: Context) -> Iterator[Finding]:
     for path, gate in context.mixer.named_gates():
         if path in ("readout.gate", "readout.skip.gate") and _granularity(context.mixer, gate) not in ("head", "value"):
             yield tuple(path.split(".")), f"a read-out has value channels; found per {gate.per}: use head or value."
         if path == "readout.correction" and _granularity(context.mixer, gate) not in ("head", "key"):
             yield tuple(path.split(".")), f"a query has key channels; found per {gate.per}: use head or key."
+
+
+def _fitting(context: Context) -> Iterator[Finding]:
+    yield from fitting.check(context.mixer, context.projected, context.dims)
 
 
 RULES: tuple[Rule, ...] = (
@@ -485,8 +416,6 @@ RULES: tuple[Rule, ...] = (
     _links,
     _special_updates,
     _windows,
-    _blends,
-    _projections,
-    _widths,
+    _fitting,
     _readout,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from archspec.equivalence import simplified
-from archspec.families import Bias, Gate, Memory, Per, Retention, Update
+from archspec.families import Bias, Gate, Memory, Per, Retention, Update, gates_of, joint_granularity
 from archspec.schema import MemoryMixer
 from archspec.shapes import HeadDims
 
@@ -48,12 +48,21 @@ class Rule:
 
 
 def granularity(gate: Gate, gates: Mapping[str, Gate], retention: Retention, update: Update) -> Per:
-    """Return what a gate varies over: its own granularity, or that of the quantity it is derived from."""
+    """Return what a gate varies over: its own granularity, or that of what it is derived from, and of gates inside."""
+
+    def of(other: Gate) -> Per:
+        return granularity(other, gates, retention, update)
+
+    if gate.sums_channels:
+        return "head"
+    derived = []
     for needed in gate.needs():
         if needed.startswith("gates.") and needed.removeprefix("gates.") in gates:
-            return granularity(gates[needed.removeprefix("gates.")], gates, retention, update)
-        if needed == "retention.gate.token_step" and retention.decay_gate is not None:
-            return retention.decay_gate.per
-        if needed == "update.step_size":
-            return granularity(update.step_size, gates, retention, update)
-    return gate.granularity
+            derived.append(of(gates[needed.removeprefix("gates.")]))
+        elif needed == "retention.gate.token_step" and retention.decay_gate is not None:
+            step = getattr(retention.decay_gate, "step", None)
+            derived.append(retention.decay_gate.per if step is None else of(step))
+        elif needed == "update.step_size":
+            derived.append(of(update.step_size))
+    own = derived or [gate.granularity]
+    return joint_granularity(*own, *(of(inner) for _, inner in gates_of(gate)))

@@ -200,8 +200,9 @@ class MemoryMixerModule(Declared):
         streams = self._streams(x, carry)
         own = {name: module(streams, carry) for name, module in self.projections.items()}
         projected = self._expanded({**own, **(given or {})})
-        streams.update({name: tensor.flatten(2) for name, tensor in projected.items()})
-        gates = self._gates(streams, projected, carry)
+        every = {name: expand_heads(tensor, self.dims.num_heads) for name, tensor in projected.items()}
+        streams.update({name: tensor.flatten(2) for name, tensor in every.items()})
+        gates = self._gates(streams, every, carry)
         if routing is not None:
             gates = routing.applied(gates, self.config.update.steps_per_token)
         quantities = self.quantities(projected, gates, routed=routing is not None)
@@ -242,7 +243,7 @@ class MemoryMixerModule(Declared):
             read_key = read_key if self.read_key_norm is None else self.read_key_norm(read_key)
         query = projected["query"]
         if "readout.correction" in gates:
-            base = key if read_key is None else read_key
+            base = expand_heads(key if read_key is None else read_key, self.dims.num_heads)
             query = query - gates["readout.correction"].squeeze(-1).to(query.dtype) * base
         return Quantities(
             query=query,

@@ -127,7 +127,8 @@ class ProjectionModule(nn.Module):
     def _blend(self, x: Tensor, streams: Streams, carry: Carry) -> Tensor:
         """x + gate (x_first - x): the first layer that blends is the one that later ones read."""
         first = carry.shared.setdefault(f"first.{self.name}", x)
-        if first is x or self.blend is None:
+        if self.blend is None:
             return x
-        gate: Tensor = self.blend(streams, carry, {}).squeeze(-2).to(x.dtype)
-        return x + gate * (first - x)
+        # The first layer evaluates its gate too, so that what a layer keeps does not depend on its place.
+        gate: Tensor = self.blend(streams, carry, {}).flatten(-2).to(x.dtype)
+        return x if first is x else x + gate * (first - x)

@@ -25,6 +25,7 @@ class QueryKey(Gate, kind="query_key"):
     strength: Gate | None = None
 
     has_source: ClassVar[bool] = False
+    sums_channels: ClassVar[bool] = True
 
     def needs(self) -> tuple[str, ...]:
         return ("query", "key")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from archspec.families import Gate, Part, Per, gate_size
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from archspec.families import Gate, Part, Per, gate_size, joint_granularity
 from archspec.initial import Initial, Offset, Parameter, Parameters
 from archspec.shapes import HeadDims
 
@@ -18,6 +21,14 @@ class Rate(Part):
 
     per: Per = "head"
     init: Initial = Initial(uniform=(1.0, 16.0))
+
+    @model_validator(mode="after")
+    def _is_positive(self) -> Rate:
+        if not self.init.is_positive:
+            raise PydanticCustomError(
+                "rate_law", "a rate is stored as its logarithm: its law must draw numbers above zero only."
+            )
+        return self
 
 
 class Ssd(Gate, kind="ssd"):
@@ -49,11 +60,13 @@ class Ssd(Gate, kind="ssd"):
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     @property
+    def has_source(self) -> bool:  # type: ignore[override]
+        """With a step of its own, the gate reads no token: the step does."""
+        return self.step is None
+
+    @property
     def granularity(self) -> Per:
-        varies = {self.per, self.rate.per} - {"head"}
-        if not varies:
-            return "head"
-        return varies.pop() if len(varies) == 1 else "state"
+        return self.rate.per if self.step is not None else joint_granularity(self.per, self.rate.per)
 
     def parameters(self, dims: HeadDims) -> Parameters:
         shape = (dims.num_heads, *gate_size(self.rate.per, dims))

@@ -70,4 +70,7 @@ def _attend(
     more = value.shape[-1] - key.shape[-1]
     if more > 0:
         query, key = pad(query, (0, more)), pad(key, (0, more))
+    if scale <= 0:
+        # torch masks before it scales: a factor below zero turns what is hidden into +inf, and zero into NaN.
+        query, scale = query * scale, 1.0
     return scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal, scale=scale)
