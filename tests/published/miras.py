@@ -33,12 +33,29 @@ def monomials(x: Tensor, p: Parameters) -> Tensor:
     )
 
 
+def exponential(x: Tensor) -> Tensor:
+    """Return x^m / sqrt(m!) for every exponent m of total at most three, x [B, H, d]: the first terms of exp(q . k)."""
+    channels = range(x.shape[-1])
+    found = [torch.ones_like(x[..., 0])]
+    found += [x[..., i] for i in channels]
+    found += [x[..., i] * x[..., j] / math.sqrt(2 if i == j else 1) for i in channels for j in channels if i <= j]
+    for i in channels:
+        for j in channels[i:]:
+            for k in channels[j:]:
+                factorial = 6 if i == k else 2 if j in (i, k) else 1
+                found.append(x[..., i] * x[..., j] * x[..., k] / math.sqrt(factorial))
+    return torch.stack(found, dim=-1)
+
+
 def memory(w: Weights, x: Tensor, p: Parameters) -> Tensor:
     """Return M(x) = x + LN(W_1 gelu(W_2 phi(x))) for x [B, H, d]; W_2, the first layer, is ``w1`` here.
 
-    Without LN, and with phi(x) = x, where nothing is learned of them.
+    Without LN, and with phi(x) = x, where nothing is learned of them; the exponential's features learn nothing, and
+    are there when the first layer has more inputs than x has channels.
     """
     seen = monomials(x, p) if "memory.feature_a0" in p else x
+    if seen.shape[-1] < w["w1"].shape[-2]:
+        seen = exponential(x)
     inner = torch.einsum("bhji,bhj->bhi", w["w2"], gelu(torch.einsum("bhij,bhi->bhj", w["w1"], seen)))
     if "memory.norm_scale" in p:
         inner = layer_norm(inner, p["memory.norm_scale"][:, 0], p["memory.norm_shift"][:, 0])
