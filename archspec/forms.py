@@ -7,7 +7,7 @@ rule's, so that a sequence may change forms between two stretches.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -17,12 +17,13 @@ from archspec.blocks.rule import MemoryState, Quantities, gate_on_weight, initia
 from archspec.families import Gate, Per
 from archspec.kernels.delta import delta_rule, delta_rule_step
 from archspec.kernels.linear import linear_attention, linear_attention_step
+from archspec.kernels.momentum_delta import MomentumDeltaState, momentum_delta_rule, momentum_delta_rule_step
 from archspec.kernels.online import OnlineState, online_memory
 from archspec.kernels.softmax import KvCache, softmax_attention, softmax_attention_step
 from archspec.lowering import Decision, gradient_is_fixed
 from archspec.rule import Rule
 
-Final = TypeVar("Final", Tensor, KvCache)
+Final = TypeVar("Final", Tensor, KvCache, MomentumDeltaState)
 
 
 def form_of(decision: Decision, backend: str = "auto") -> Form:
@@ -127,6 +128,36 @@ def _delta(
         )
         read, dual = read[:, quantities.steps - 1 :: quantities.steps], _kept(final)
     return _finished(rule, read, quantities), {"dual.w": dual}
+
+
+def _momentum_delta(
+    rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
+) -> tuple[Tensor, MemoryState]:
+    """P_t = mu P_{t-1} - b e (p^T S*) + w k v^T and S_t = a S_{t-1} + P_t, with the rule's order of decay and step."""
+    start = initial_state(rule, quantities) if state is None else state
+    key, write = quantities.key, quantities.gates.get("update.write_size")
+    before = MomentumDeltaState(start["dual.w"], start["momentum.w"])
+    log_decay = _decay(rule, quantities)
+    tokens: dict[str, Tensor | None] = {
+        "q": quantities.query,
+        "k": key,
+        "v": quantities.value,
+        "step": _strength(quantities.gates["update.step_size"], key),
+        "momentum": _strength(quantities.gates["update.momentum"], key),
+        "g": None if log_decay is None else log_decay.expand(*key.shape[:2], -1),
+        "write_step": None if write is None else _strength(write, key),
+        "read_key": quantities.read_key,
+        "erase_key": quantities.read_key if rule.bias.erase_key == "read_key" else None,
+    }
+    if _decodes(quantities):
+        one: dict[str, Any] = {name: None if x is None else x[:, 0] for name, x in tokens.items()}
+        read, after = momentum_delta_rule_step(**one, state=before, scale=1.0, order=rule.retention.order)
+        read = read[:, None]
+    else:
+        whole: dict[str, Any] = {**tokens, "initial_state": before, "output_final_state": True, "backend": backend}
+        read, final = momentum_delta_rule(**whole, scale=1.0, order=rule.retention.order)
+        after = _kept(final)
+    return _finished(rule, read, quantities), {"dual.w": after.weights, "momentum.w": after.momentum}
 
 
 def _delta_step(rule: Rule, quantities: Quantities) -> Tensor:
@@ -325,4 +356,11 @@ def _bias_inputs(quantities: Quantities) -> dict[str, Tensor]:
     }
 
 
-_FORMS = {"linear": _linear, "solve": _solve, "delta": _delta, "softmax": _attention, "online": _online}
+_FORMS = {
+    "linear": _linear,
+    "solve": _solve,
+    "delta": _delta,
+    "momentum_delta": _momentum_delta,
+    "softmax": _attention,
+    "online": _online,
+}

@@ -8,6 +8,7 @@ is without a way to run: the last family is the token-by-token recurrence itself
 | softmax | the tokens themselves | tiled attention |
 | linear | S = Diag(a) S + k v^T | chunkwise, one masked product a chunk |
 | delta | S = (I - b k k^T) Diag(a) S + b k v^T | chunkwise, one triangular solve a chunk (WY) |
+| momentum_delta | the same under momentum, S_t = a S_{t-1} + P_t | chunkwise, one triangular solve a chunk |
 | solve | H and S as linear attention, o = S^T H^-1 q | conjugate gradients over chunks |
 | online | gradients at the anchor of each chunk | chunkwise, by the coefficient matrix c |
 | recurrence | anything | token by token |
@@ -197,11 +198,14 @@ def _not_linear(rule: Rule) -> str | None:
     )
 
 
+def _residual(rule: Rule) -> str | None:
+    return None if rule.bias.error == "residual" else f"bias {rule.bias.kind} has an error that is not M(k) - v"
+
+
 def _not_delta(rule: Rule) -> str | None:
-    error = rule.bias.error
     return _first(
         _is_matrix(rule),
-        None if error == "residual" else f"bias {rule.bias.kind} has an error that is not M(k) - v",
+        _residual(rule),
         _delta_steps(rule),
         _no_link(rule),
         _no_window(rule),
@@ -220,6 +224,24 @@ def _delta_steps(rule: Rule) -> str | None:
             return "the diagonal implicit step decays every state by itself"
         return None
     return _plain_descent(rule)
+
+
+def _not_momentum_delta(rule: Rule) -> str | None:
+    update = rule.update
+    momentum = getattr(update, "momentum", None)
+    if update.kind != "momentum" or momentum is None:
+        return f"update {update.kind} has no momentum"
+    if rule.granularity(momentum) != "head":
+        return f"momentum varies per {rule.granularity(momentum)}, not per head"
+    return _first(
+        _is_matrix(rule),
+        _residual(rule),
+        f"gradients are taken every {update.anchor.every} tokens" if update.anchor is not None else None,
+        _no_link(rule),
+        _no_window(rule),
+        _axes(rule, decays=("head",), steps=("head", "key")),
+        _reads_after(rule),
+    )
 
 
 def _not_solve(rule: Rule) -> str | None:
@@ -283,6 +305,13 @@ FAMILIES: tuple[Family, ...] = (
         "chunkwise",
         _not_delta,
         lambda rule: "a matrix under l2: the steps of a chunk solve one triangular system",
+        _torch,
+    ),
+    Family(
+        "momentum_delta",
+        "chunkwise",
+        _not_momentum_delta,
+        lambda rule: "a matrix under l2 with momentum: the errors of a chunk solve one triangular system",
         _torch,
     ),
     Family(

@@ -61,6 +61,7 @@ UPDATES: dict[str, Any] = {
     "mean": {"kind": "gradient_descent", "step_size": STEP, "anchor": {"every": 4, "reduce": "mean"}},
     "lag": {"kind": "gradient_descent", "step_size": STEP, "anchor": {"every": 4, "lag": True, "link": "anchor"}},
     "momentum": {"kind": "momentum", "step_size": STEP, "momentum": "sigmoid", "anchor": 4},
+    "heavy": {"kind": "momentum", "step_size": STEP, "momentum": "sigmoid"},
     "muon": {"kind": "muon", "step_size": STEP, "momentum": "sigmoid", "iterations": 2, "anchor": 4},
     "multi": {"kind": "multi_step", "steps": 2, "step_size": STEP},
     "implicit": {"kind": "implicit", "step_size": STEP},
