@@ -44,7 +44,7 @@ def baselines(search: SearchFile) -> list[Known]:
         name = setting.name or spec.name
         note = "as published; not resized"
         if setting.resize:
-            document, note = resized(document, setting.budget or budget(search), search)
+            document, note = resized(document, setting.budget or budget(search), search.settings.vocab_size)
         candidate = judge(document, search, exempt=True)
         if isinstance(candidate, Rejection):  # exempt from constraints: nothing is left to break
             raise RunError(f"baseline {name}: {candidate.reason}")
@@ -75,7 +75,7 @@ def budget(search: SearchFile) -> int:
     )
 
 
-def resized(document: LocatedMap, target: int, search: SearchFile) -> tuple[LocatedMap, str]:
+def resized(document: LocatedMap, target: int, vocab_size: int) -> tuple[LocatedMap, str]:
     """Return the document at the width whose non-embedding parameters are closest to ``target``, with a note.
 
     Head sizes, streams and the feed-forward's rounding scale with the width; ratios, counts of heads and layers and
@@ -90,7 +90,7 @@ def resized(document: LocatedMap, target: int, search: SearchFile) -> tuple[Loca
 
     def size(width: int) -> int | None:
         if width not in sizes:
-            found = _size(at_width(document, spec.model_dim, width), search)
+            found = _size(at_width(document, spec.model_dim, width), vocab_size)
             if found is not None:
                 sizes[width] = found
         return sizes.get(width)
@@ -111,8 +111,8 @@ def resized(document: LocatedMap, target: int, search: SearchFile) -> tuple[Loca
     made = at_width(document, spec.model_dim, best)
     note = f"model_dim {spec.model_dim} -> {best}"
     if _missed(sizes[best], target) > TOLERANCE:
-        factor = closest(lambda factor: _size(_at_expansion(made, factor), search) or 0.0, 1.0, target, factor=2.0)
-        reached = _size(_at_expansion(made, factor), search)
+        factor = closest(lambda factor: _size(_at_expansion(made, factor), vocab_size) or 0.0, 1.0, target, factor=2.0)
+        reached = _size(_at_expansion(made, factor), vocab_size)
         if reached is not None and _missed(reached, target) < _missed(sizes[best], target):
             made, sizes[best], note = _at_expansion(made, factor), reached, f"{note}, feed-forward x {factor:g}"
     missed = _missed(sizes[best], target)
@@ -135,13 +135,13 @@ def _load(setting: Baseline, folder: Path) -> LocatedMap:
     return loading.resolve(loading.read(path), path.parent)
 
 
-def _size(document: LocatedMap, search: SearchFile) -> int | None:
+def _size(document: LocatedMap, vocab_size: int) -> int | None:
     """Return the non-embedding parameters, or None when the document is not legal."""
     try:
         spec = loading.validate(document)
     except SpecError:
         return None
-    return complexity.predict(spec, search.settings.vocab_size).non_embedding_parameters
+    return complexity.predict(spec, vocab_size).non_embedding_parameters
 
 
 def _missed(size: int, target: int) -> float:
