@@ -151,7 +151,8 @@ def _projection(
     for index, part in enumerate(projection.parts):
         size = part.dim.resolve(vars(dims)) if part.dim is not None else dim
         _add(found, f"parts.{index}", _projection(part, widths, dims, size, copies))
-    if not projection.parts:
+    found.update(projection.own_parameters(groups, dim))
+    if not projection.parts and projection.has_source:
         d_in = sum(widths[source] for source in projection.from_)
         own = source_parameters(projection, d_in, groups * dim, vars(dims), has_weights=projection.has_weights)
         found.update(own)

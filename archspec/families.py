@@ -303,6 +303,9 @@ class Blend(Part):
 class Projection(StreamFields, family="projection", noun="projection", default_kind="linear"):
     """Query, key or value. Stages: shift, linear, conv, activation, norm, blend, position, feature.
 
+    Attributes:
+        has_source: whether it reads the token; else ``vector`` gives what stands before the activation.
+
     Args:
         heads: number of groups; heads share the projection within a group.
         position: position law on the vector of each head.
@@ -316,6 +319,16 @@ class Projection(StreamFields, family="projection", noun="projection", default_k
     blend: Blend | None = None
     feature: Annotated[FeatureMap | None, Off] = None
     parts: tuple[Projection, ...] = ()
+
+    has_source: ClassVar[bool] = True
+
+    def own_parameters(self, num_heads: int, dim: int) -> Parameters:
+        """Return what a projection without a source learns; nothing by default."""
+        return {}
+
+    def vector(self, num_heads: int, dim: int, parameters: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        """Return the vector [H, dim] of a projection without a source, of the dtype and device of ``like``."""
+        raise UnsupportedError(f"projection {self.kind}: it reads the token and has no vector of its own.")
 
     def dump(self) -> dict[str, Any]:
         """Return the keys that were written, and the kind if it was: what is left out is left to amend."""

@@ -116,7 +116,7 @@ def _parts(
 def _source(projection: Projection, widths: dict[str, int], size: int, path: Path) -> Iterator[Finding]:
     """An identity or block-diagonal map must be as wide as what it reads."""
     width = sum(widths[source] for source in projection.from_)
-    if not projection.has_weights and width != size:
+    if projection.has_source and not projection.has_weights and width != size:
         yield path, f"an identity of a source of width {width} cannot be {size} wide; use kind 'linear'."
     yield from _blocks_divide(projection, width, size, path)
 

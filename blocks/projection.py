@@ -43,6 +43,21 @@ class FeatureModule(Declared):
         return self.feature.apply(x, self.values())
 
 
+class VectorModule(Declared):
+    """A projection that reads no token: one vector a head, the same everywhere."""
+
+    def __init__(self, projection: Projection, groups: int, dim: int) -> None:
+        super().__init__()
+        self.projection, self.groups, self.dim = projection, groups, dim
+        self.declare(projection.own_parameters(groups, dim))
+
+    def forward(self, streams: Streams, carry: Carry) -> Tensor:
+        """Return [B, T, G d] for the tokens of ``streams``."""
+        like = streams["input"]
+        vector = self.projection.vector(self.groups, self.dim, self.values(), like)
+        return vector.flatten().expand(*like.shape[:2], -1)
+
+
 class StreamModule(nn.Module):
     """A named signal: source, activation, norm; [B, T, width]."""
 
@@ -93,11 +108,11 @@ class ProjectionModule(nn.Module):
             for index, (part, size) in enumerate(zip(parts, sizes, strict=True))
         )
         d_in, d_out = sum(widths[source] for source in projection.from_), self.groups * dim
-        self.source = (
-            None
-            if parts
-            else SourceModule(projection, path, d_in, d_out, vars(dims), has_weights=projection.has_weights)
-        )
+        self.source: SourceModule | VectorModule | None = None
+        if not projection.has_source:
+            self.source = VectorModule(projection, self.groups, dim)
+        elif not parts:
+            self.source = SourceModule(projection, path, d_in, d_out, vars(dims), has_weights=projection.has_weights)
         self.norm = NormModule(projection.norm, dim, self.groups) if projection.norm is not None else None
         self.feature = FeatureModule(projection.feature, self.groups, dim) if projection.feature is not None else None
         blend = projection.blend

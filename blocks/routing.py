@@ -106,7 +106,7 @@ class RoutedModule(Declared):
     @staticmethod
     def _adapt(memory: MemoryMixerModule, projection: str, adapters: Mapping[str, Parameter]) -> None:
         module = memory.projections[projection]
-        if not isinstance(module, ProjectionModule) or module.source is None:
+        if not isinstance(module, ProjectionModule) or not isinstance(module.source, SourceModule):
             raise TypeError(f"{projection}: only a projection with a linear map of its own can be adapted")
         names = ("adapt_down", "adapt_up")
         module.source.adapt({name: adapters[f"{projection}.{name}"] for name in names})

@@ -1,0 +1,85 @@
+"""Choices outside the sweep of tests/test_compiled.py, each in a small mixer: fast form, split and steps agree with the
+recurrence, and sizes are as predicted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from archspec import complexity
+from archspec.blocks.model import SequenceModel, num_parameters
+from archspec.compiler import compile  # noqa: A004
+from archspec.errors import SpecError
+from archspec.loading import load
+
+LENGTH, SPLIT, VOCABULARY = 12, 5, 11
+
+LINEAR = {"memory": "matrix", "bias": "dot", "update": "gradient_descent"}
+ATTENTION = {"memory": "kv", "update": "nonparametric"}
+MIXERS: dict[str, dict[str, Any]] = {
+    "exponential features": {**LINEAR, "qk": {"feature": {"kind": "exponential", "degree": 2}}},
+    "learned query": {**ATTENTION, "query": "learned", "value": {"heads": 1}},
+    "learned key": {**LINEAR, "key": {"kind": "learned", "norm": "l2"}, "bias": "l2"},
+}
+
+
+def document(mixer: dict[str, Any], layers: int = 1) -> dict[str, Any]:
+    block = {"mixer": {"num_heads": 2, "key_dim": 4, "value_dim": 6, **mixer}}
+    return {"name": "small", "model_dim": 8, "blocks": {"main": block}, "layout": {"repeat": layers, "of": "main"}}
+
+
+def perturbed(mixer: dict[str, Any], backend: str = "auto") -> SequenceModel:
+    """Return a model of two layers in fp64, every parameter away from its start."""
+    model = compile(load(document(mixer, 2)), vocab_size=VOCABULARY, dtype=torch.float64, backend=backend)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def close(first: torch.Tensor, second: torch.Tensor) -> None:
+    # fp64 over a dozen tokens: forms differ in the order of sums.
+    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> None:
+    fast, slow = perturbed(MIXERS[name]), perturbed(MIXERS[name], "reference")
+    tokens = torch.randint(0, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    whole, defined = fast(tokens), slow(tokens)
+    close(whole.logits, defined.logits)
+    for model, output in ((fast, whole), (slow, defined)):
+        output.logits.sin().sum().backward()
+        assert model.embedding.weight.grad is not None
+    for (path, first), second in zip(fast.named_parameters(), slow.parameters(), strict=True):
+        assert first.grad is not None, path
+        assert second.grad is not None, path
+        close(first.grad, second.grad)
+    head = fast(tokens[:, :SPLIT])
+    close(torch.cat([head.logits, fast(tokens[:, SPLIT:], head.state).logits], dim=1), whole.logits)
+    state, steps = None, []
+    for t in range(LENGTH):
+        output = fast.step(tokens[:, t], state)
+        state, steps = output.state, [*steps, output.logits]
+    close(torch.stack(steps, dim=1), whole.logits)
+    predicted = complexity.predict(fast.spec, VOCABULARY)
+    assert predicted.parameters == num_parameters(fast)
+    assert predicted.state_bytes(LENGTH, "float64") == sum(8 * x[0].numel() for x in whole.state.tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("mixer", "said"),
+    [
+        (
+            {**ATTENTION, "query": {"kind": "learned", "rank": 2, "conv": 4}},
+            "a learned projection reads no token: remove conv, rank, or use kind 'linear'.",
+        ),
+    ],
+)
+def test_what_means_nothing_is_said(mixer: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(document(mixer))
+    assert said in str(caught.value)
