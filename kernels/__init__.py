@@ -27,6 +27,10 @@ _FAMILIES = {
     "softmax_attention_step": "softmax",
     "linear_attention": "linear",
     "linear_attention_step": "linear",
+    "gated_rms_norm": "pointwise",
+    "l2_norm": "pointwise",
+    "log_decay": "pointwise",
+    "short_convolution": "pointwise",
 }
 
 __all__ = sorted(_FAMILIES)

@@ -70,6 +70,7 @@ class Launch:
 _USUAL = (4, 8192, 16, 16, 128, 128)
 _LONG = (1, 16384, 16, 16, 128, 128)
 _WIDE = (8, 2048, 32, 32, 256, 256)
+_MODEL = (16, 2048, 8, 8, 128, 128)
 CASES = (
     *(Case("linear", "bfloat16", "none", _USUAL, f"_sweep#{n}") for n in range(4)),
     Case("linear", "bfloat16", "none", _LONG, "_segment_states#0"),
@@ -85,6 +86,11 @@ CASES = (
     Case("linear", "bfloat16", "key", _USUAL, "_boundary_shares#0"),
     Case("linear", "float32", "none", _WIDE, "_sweep#0"),
     Case("linear", "float32", "key", _WIDE, "_channel_gradients#0"),
+    Case("convolution", "bfloat16", "none", _MODEL, "_conv_forward#0"),
+    Case("convolution", "bfloat16", "none", _MODEL, "_conv_backward#0"),
+    Case("head_norm", "bfloat16", "none", _MODEL, "_norm_backward#0"),
+    Case("head_norm", "bfloat16", "token", _MODEL, "_norm_backward#0"),
+    Case("log_decay", "bfloat16", "key", _MODEL, "_decay_backward#0"),
 )
 
 
@@ -103,7 +109,38 @@ def _linear(case: Case) -> None:
         fused._backward_impl(o, None, q, k, v, g, None, None, final, starts, K**-0.5)
 
 
-OPS: dict[str, Callable[[Case], None]] = {"linear": _linear}
+def _convolution(case: Case) -> None:
+    from archspec.kernels.pointwise import fused
+
+    B, T, H, _, K, _ = case.shape
+    x = torch.empty(B, T, H * K, dtype=getattr(torch, case.dtype), device="meta")
+    weight = x.new_empty(H * K, 4)
+    fused.conv_backward(fused.conv_forward(x, weight, None, None, "silu"), x, weight, None, None, "silu")
+
+
+def _head_norm(case: Case) -> None:
+    """The L2 norm of a key or, gated by ``token``, the RMS norm of a read-out."""
+    from archspec.kernels.pointwise import fused
+
+    B, T, H, _, K, _ = case.shape
+    x = torch.empty(B, T, H, K, dtype=getattr(torch, case.dtype), device="meta")
+    gated = case.gate == "token"
+    weight, gate = (x.new_empty(K), torch.empty_like(x)) if gated else (None, None)
+    fused.norm_backward(x, x, weight, gate, "rms" if gated else "l2", "silu", 1e-6)
+
+
+def _log_decay(case: Case) -> None:
+    from archspec.kernels.pointwise import fused
+
+    B, T, H, _, K, _ = case.shape
+    z = torch.empty(B, T, H, K, dtype=getattr(torch, case.dtype), device="meta")
+    log_rate = torch.empty(H, 1, device="meta")
+    fused.decay_backward(fused.decay_forward(z, log_rate, None), z, log_rate, None)
+
+
+OPS: dict[str, Callable[[Case], None]] = {
+    "linear": _linear, "convolution": _convolution, "head_norm": _head_norm, "log_decay": _log_decay
+}  # fmt: skip
 
 
 def record(case: Case) -> list[Launch]:
