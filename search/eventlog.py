@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,16 +24,25 @@ def read_events(path: Path) -> Iterator[Event]:
         RunError: when any other line is not an event.
     """
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                event = json.loads(line)
-            except ValueError:
-                raise RunError(f"{path}:{number}: not an event; the log was edited or damaged") from None
-            if not isinstance(event, dict) or "event" not in event:
-                raise RunError(f"{path}:{number}: not an event; the log was edited or damaged")
-            yield event
+        yield from _parsed(file, path, 1)
+
+
+def parse_events(text: bytes, path: Path, first_line: int = 1) -> Iterator[Event]:
+    """Yield the events of a part of the log at ``path`` that begins with line ``first_line``, as ``read_events``."""
+    yield from _parsed(BytesIO(text), path, first_line)
+
+
+def _parsed(lines: Iterable[bytes], path: Path, first_line: int) -> Iterator[Event]:
+    for number, line in enumerate(lines, first_line):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            event = json.loads(line)
+        except ValueError:
+            raise RunError(f"{path}:{number}: not an event; the log was edited or damaged") from None
+        if not isinstance(event, dict) or "event" not in event:
+            raise RunError(f"{path}:{number}: not an event; the log was edited or damaged")
+        yield event
 
 
 def trim_torn_line(path: Path) -> int:

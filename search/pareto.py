@@ -2,14 +2,14 @@
 
 A point dominates another if it is at least as good everywhere and better somewhere. The hypervolume is the measure
 of what a set dominates below a reference point (Zitzler and Thiele, 1998). In two and three dimensions it is a
-sweep; beyond, it is computed by WFG: the sum over points of what each adds to those after it (While, Bradstreet and
+sweep, in four a sweep of sweeps; beyond, it is computed by WFG: the sum over points of what each adds to those after it (While, Bradstreet and
 Barone, "A fast way of calculating exact hypervolumes", IEEE TEVC 16(1), 2012).
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 Losses = Sequence[float]
@@ -21,13 +21,48 @@ def dominates(first: Losses, second: Losses) -> bool:
 
 
 def front(losses: Sequence[Losses]) -> list[int]:
-    """Return the indices of the rows that no row dominates, in order; equal rows stand or fall together."""
+    """Return the indices of the rows that no row dominates, in order; equal rows stand or fall together.
+
+    Whatever dominates a row stands before it in lexicographic order, and is kept or dominated by one that is. So one
+    pass decides: in two and three dimensions against the staircase of what came before (O(n log n)), beyond against
+    every row kept.
+    """
     order = sorted(range(len(losses)), key=lambda index: tuple(losses[index]))
+    if order and len(losses[order[0]]) in (1, 2, 3):
+        return sorted(_swept(losses, order))
+    return sorted(_compared(losses, order))
+
+
+def _swept(losses: Sequence[Losses], order: Sequence[int]) -> list[int]:
     kept: list[int] = []
-    for index in order:  # whatever dominates a row stands before it, and so does something undominated that does
-        if not any(dominates(losses[other], losses[index]) for other in kept):
+    staircase: list[tuple[float, float]] = []  # undominated in all losses but the first, by the second
+    for index in order:
+        row = tuple(losses[index])
+        twin = bool(kept) and tuple(losses[kept[-1]]) == row
+        _, second, third = (*row, 0.0, 0.0)[:3]
+        if twin or not _is_covered(staircase, (second, third)):
             kept.append(index)
-    return sorted(kept)
+            _insert(staircase, (second, third))
+    return kept
+
+
+def _compared(losses: Sequence[Losses], order: Sequence[int]) -> list[int]:
+    import numpy as np  # whole columns at a time: with four losses and more, fronts hold a large share of the rows
+
+    kept: list[int] = []
+    rows = np.empty((len(order), len(losses[order[0]]) if order else 0))
+    for index in order:
+        row, above = np.asarray(losses[index], dtype=float), rows[: len(kept)]
+        if not ((above <= row).all(1) & (above < row).any(1)).any():
+            rows[len(kept)] = row
+            kept.append(index)
+    return kept
+
+
+def _is_covered(staircase: Sequence[tuple[float, float]], point: tuple[float, float]) -> bool:
+    """Say whether a step is nowhere above the point."""
+    place = bisect_right(staircase, point)
+    return place > 0 and staircase[place - 1][1] <= point[1]
 
 
 def ranks(losses: Sequence[Losses]) -> list[int]:
@@ -62,6 +97,8 @@ def hypervolume(losses: Sequence[Losses], reference: Losses) -> float:
         return _area(points, reference)
     if len(reference) == 3:
         return _volume(points, reference)
+    if len(reference) == 4:
+        return _sliced(points, reference)
     return _wfg(points, reference)
 
 
@@ -97,6 +134,20 @@ def _volume(points: Sequence[Losses], reference: Losses) -> float:
         above = order[index + 1][2] if index + 1 < len(order) else reference[2]
         if above > point[2]:
             slabs.append(_area(staircase, reference[:2]) * (above - point[2]))
+    return math.fsum(slabs)
+
+
+def _sliced(points: Sequence[Losses], reference: Losses) -> float:
+    """Sweep the fourth loss upwards over the volume of the points below it."""
+    order = sorted(points, key=lambda point: point[3])
+    below: list[Losses] = []
+    slabs = []
+    for index, point in enumerate(order):
+        below.append(tuple(point[:3]))
+        above = order[index + 1][3] if index + 1 < len(order) else reference[3]
+        if above > point[3]:
+            below = [below[kept] for kept in front(below)]
+            slabs.append(_volume(below, reference[:3]) * (above - point[3]))
     return math.fsum(slabs)
 
 

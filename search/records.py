@@ -5,6 +5,7 @@ A run is the folder ``runs/<study>/``:
     search.yaml         the search file as resolved, frozen
     environment.json    versions, device and machine of the first start
     events.jsonl        one event a line, append-only: the driver's memory and the index of everything else
+    events.index        what the events add up to, for large logs; see ``logindex``
     journal.log         the Optuna study
     results/<key>.json  one finished evaluation each, in full (and <key>.safetensors: trained weights)
     specs/<hash>.yaml   every accepted spec
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from archspec.errors import RunError
-from archspec.search.eventlog import EVENTS, Event, read_events
+from archspec.search.eventlog import EVENTS, Event
 from archspec.search.names import Direction, Objective
 from archspec.search.trial import Trial
 
@@ -268,7 +269,9 @@ def load_run(run_dir: str | Path) -> Run:
     path = folder / EVENTS
     if not path.is_file():
         raise RunError(f"{folder}: no run here ({EVENTS} is missing); required: a folder that 'archspec search' wrote")
-    return replay(folder, read_events(path))
+    from archspec.search.logindex import open_run  # it folds events into the Run defined here
+
+    return open_run(folder)
 
 
 def replay(folder: Path, events: Sequence[Event] | Iterator[Event]) -> Run:

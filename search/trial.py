@@ -99,6 +99,11 @@ class Trial:
             found = self.training_free[name]["mean"]
         return None if found is None else float(found)
 
+    def spec_file(self) -> str:
+        """The text of the spec as the search wrote it; empty where there is no such file."""
+        path = self.folder / "specs" / f"{self.hash}.yaml"
+        return path.read_text(encoding="utf-8") if self.state != "rejected" and path.is_file() else ""
+
     @cached_property
     def spec(self) -> dict[str, Any]:
         """The whole spec as a plain mapping; empty for a rejected trial."""

@@ -79,10 +79,9 @@ def _candidates(run: Run) -> Iterator[Column]:
     for name in _first_seen(trial.figures for trial in trials):
         if name not in told:  # an objective says at which length; the bare figure beside it would only confuse
             yield _column(name, "Size", FIGURES.get(name))
-    for trial in trials:
-        for name, value in trial.cost.items():
-            if isinstance(value, Mapping) and "median" in value:
-                yield _column(name, "Measured cost", "minimize")
+    timed = ((name, value) for trial in trials for name, value in trial.cost.items())
+    for name in dict.fromkeys(name for name, value in timed if isinstance(value, Mapping) and "median" in value):
+        yield _column(name, "Measured cost", "minimize")
     yield from _other_fidelities(run, trials)
 
 
@@ -90,11 +89,10 @@ def _other_fidelities(run: Run, trials: list[Trial]) -> Iterator[Column]:
     directions = {name: way for task in run.tasks.values() for name, way in task["scores"].items()}
     for name in _first_seen(trial.validation for trial in trials):
         yield _column(f"validation:{name}", "Validation scores", directions.get(name), f"validation {readable(name)}")
-    for trial in trials:
-        for rung, scores in trial.low_fidelity.items():
-            for name in scores:
-                label = f"{readable(name)} at rung {rung}"
-                yield _column(f"rung{rung}:{name}", "Earlier rungs", directions.get(name), label)
+    rungs = ((rung, name) for trial in trials for rung, scores in trial.low_fidelity.items() for name in scores)
+    for rung, name in dict.fromkeys(rungs):
+        label = f"{readable(name)} at rung {rung}"
+        yield _column(f"rung{rung}:{name}", "Earlier rungs", directions.get(name), label)
 
 
 def _objective(objective: Objective) -> Column:

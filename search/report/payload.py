@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -17,15 +18,17 @@ from archspec.search.report.spectext import spec_text
 from archspec.search.report.survey import Survey, survey
 from archspec.search.trial import Trial
 
-MAX_TRIALS = 2000  # in one page; beyond it untrained trials are left out, and the page says so
+MAX_TRIALS = 2000  # in one page; beyond it the least telling trials are left out, and the page says so
+MAX_DETAILED = 400  # of these with their specs, curves and kernels
 
 
 def report_data(run: Run) -> dict[str, Any]:
     """Return everything the page shows of a run."""
     found = survey(run)
     columns = columns_of(run)
-    shown, left_out = _shown(run)
-    trials = [_trial(trial, run, found, columns) for trial in shown]
+    shown, left_out = _shown(run, found)
+    detailed = {trial.number for trial in sorted(shown, key=_interest(run, found))[:MAX_DETAILED]}
+    trials = [_trial(trial, run, found, columns, detailed) for trial in shown]
     keys = {key for trial in trials for key in trial["values"]}
     return {
         "study": run.study or run.folder.name,
@@ -44,7 +47,7 @@ def report_data(run: Run) -> dict[str, Any]:
         "families": _families(trials),
         "trials": trials,
         "plot_note": _plot_note(run),
-        "trials_note": f"{left_out:,} untrained trials are left out of this page." if left_out else "",
+        "trials_note": left_out,
         "correlation_note": correlation_note(run),
         "correlations": [_correlation(item) for item in run.correlations],
         "hypervolume": hypervolume_facts(run, found),
@@ -125,16 +128,35 @@ def hypervolume_facts(run: Run, found: Survey) -> list[tuple[str, str]]:
     return [*facts, ("reference point", ", ".join(known))]
 
 
-def _shown(run: Run) -> tuple[list[Trial], int]:
+def _interest(run: Run, found: Survey) -> Callable[[Trial], tuple[bool, bool, bool, float, int]]:
+    """Return what sorts trials by how much they tell: the front, baselines, then the best trained, then the others."""
+    goal = run.objectives[0] if run.objectives else None
+
+    def key(trial: Trial) -> tuple[bool, bool, bool, float, int]:
+        value = None if goal is None else trial.value(goal.name)
+        loss = math.inf if goal is None or value is None else goal.loss(value)
+        return trial.number not in found.front, trial.origin != "baseline", trial.state != "trained", loss, trial.number
+
+    return key
+
+
+def _shown(run: Run, found: Survey) -> tuple[list[Trial], str]:
+    """Return the trials that a page holds, in order of their numbers, and what it says of those it leaves out."""
     alive = [trial for trial in run if trial.state != "rejected"]
-    untrained = [trial for trial in alive if trial.state != "trained" and trial.origin != "baseline"]
-    dropped = {trial.number for trial in untrained[max(0, len(untrained) - max(0, len(alive) - MAX_TRIALS)) :]}
-    return [trial for trial in alive if trial.number not in dropped], len(dropped)
+    trained = sorted((trial for trial in alive if _is_kept_first(trial)), key=_interest(run, found))
+    kept = [*trained, *(trial for trial in alive if not _is_kept_first(trial))][:MAX_TRIALS]
+    numbers = {trial.number for trial in kept}
+    dropped = [trial for trial in alive if trial.number not in numbers]
+    counts = {"untrained": sum(not _is_kept_first(t) for t in dropped), "trained": sum(map(_is_kept_first, dropped))}
+    words = " and ".join(f"{count:,} {sort}" for sort, count in counts.items() if count)
+    return [t for t in alive if t.number in numbers], f"{words} trials are left out of this page." if words else ""
 
 
-def _trial(trial: Trial, run: Run, found: Survey, columns: list[Column]) -> dict[str, Any]:
-    spec = trial.spec
-    values = {key: asdict(entry) for key, entry in entries_of(trial, columns).items()}
+def _is_kept_first(trial: Trial) -> bool:
+    return trial.state == "trained" or trial.origin == "baseline"
+
+
+def _trial(trial: Trial, run: Run, found: Survey, columns: list[Column], detailed: set[int]) -> dict[str, Any]:
     return {
         "number": trial.number,
         "name": trial.name,
@@ -147,16 +169,27 @@ def _trial(trial: Trial, run: Run, found: Survey, columns: list[Column]) -> dict
         "family": family_of(trial),
         "front": trial.number in found.front,
         "knee": trial.number == found.knee,
-        "values": values,
+        "values": {key: dict(vars(entry)) for key, entry in entries_of(trial, columns).items()},
         "choices": choices_of(trial),
-        "coordinates": [asdict(item) for item in coordinates(spec)],
-        "curves": _curves(trial, run),
         "cost": _cost(trial),
-        "kernels": [_kernel(item) for item in trial.plan],
-        "spec": spec_text(spec) if spec else "",
+        **_details(trial, run, trial.number in detailed),
         "export_command": f"archspec export {run.folder} {trial.number} -o {_folder_name(trial)}"
         if trial.state == "trained"
         else "",
+    }
+
+
+def _details(trial: Trial, run: Run, is_detailed: bool) -> dict[str, Any]:
+    """Return what is read from a trial's own files, or how to see it."""
+    if not is_detailed:
+        elsewhere = f"archspec show {run.folder} {trial.number}"
+        return {"coordinates": [], "curves": [], "kernels": [], "spec": "", "elsewhere": elsewhere}
+    return {
+        "coordinates": [asdict(item) for item in coordinates(trial.spec)],
+        "curves": _curves(trial, run),
+        "kernels": [_kernel(item) for item in trial.plan],
+        "spec": trial.spec_file() or (spec_text(trial.spec) if trial.spec else ""),
+        "elsewhere": "",
     }
 
 

@@ -84,3 +84,19 @@ def test_the_knee_is_where_the_front_bends_whatever_the_units() -> None:
     assert pareto.knee(losses) == 1
     assert pareto.knee([(1e6 * x, y / 1e3) for x, y in losses]) == 1
     assert pareto.knee(losses[:2]) is None
+
+
+def test_ten_thousand_rows_take_a_sweep_and_agree_with_comparing_all() -> None:
+    generator = random.Random(11)
+    for dims in (2, 3):
+        rows = [tuple(round(generator.gauss(0, 1), 2) for _ in range(dims)) for _ in range(10_000)]
+        order = sorted(range(len(rows)), key=lambda index: rows[index])
+        assert pareto.front(rows) == sorted(pareto._compared(rows, order))
+
+
+def test_four_dimensions_by_slices_agree_with_the_sum_of_exclusive_parts() -> None:
+    generator = random.Random(5)
+    points = sorted({tuple(generator.random() for _ in range(4)) for _ in range(30)})
+    members = [points[index] for index in pareto.front(points)]
+    reference = (1.0, 1.0, 1.0, 1.0)
+    assert pareto.hypervolume(points, reference) == pytest.approx(pareto._wfg(members, reference), rel=CLOSE)

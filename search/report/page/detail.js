@@ -106,6 +106,8 @@ function drawChoices(trial) {
 }
 function drawSpec(trial) {
   return [
+    trial.elsewhere && el("div", { class: "bar" }, el("h3", {}, "Spec, curves and kernels are not in this page")),
+    trial.elsewhere && command(trial.elsewhere),
     trial.spec && el("div", { class: "bar" }, el("h3", {}, "Spec"), copyButton(trial.spec)),
     trial.spec && el("pre", { id: "spec", tabindex: 0 }, trial.spec),
     trial.export_command && el("div", { class: "bar" }, el("h3", {}, "Take it along")),

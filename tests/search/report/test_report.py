@@ -128,6 +128,25 @@ def test_many_untrained_trials_are_left_out_and_counted(make_run: MakeRun, monke
     assert found["trials_note"] == "20 untrained trials are left out of this page."
 
 
+def test_many_trained_trials_keep_the_front_the_baselines_and_the_best(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archspec.search.report.payload.MAX_TRIALS", 13)
+    monkeypatch.setattr("archspec.search.report.payload.MAX_DETAILED", 12)
+    run = load_run(make_run(60))
+    found = report_data(run)
+    shown = {trial["number"]: trial for trial in found["trials"]}
+    assert len(shown) == 13
+    assert survey(run).front <= shown.keys()
+    assert {0, 1, 2} <= shown.keys()
+    assert found["trials_note"] == "46 untrained and 1 trained trials are left out of this page."
+    brief = [trial for trial in shown.values() if trial["elsewhere"]]
+    assert len(brief) == 1
+    assert brief[0]["elsewhere"] == f"archspec show {run.folder} {brief[0]['number']}"
+    assert brief[0]["values"]
+    assert all(trial["spec"] for trial in shown.values() if not trial["elsewhere"])
+
+
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no run here \(events.jsonl is missing\)"):
         write_report(tmp_path)
