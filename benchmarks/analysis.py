@@ -64,9 +64,8 @@ def write_run(folder: Path, count: int) -> None:
         for number in range(count):
             for task, name, value in zip(TASKS, ("recall/accuracy", "text/bits_per_byte"), drawn(number), strict=False):
                 score = {"mean": value, "spread": 0.01, "interval": [value - 0.03, value + 0.03], "n": 3}
-                _finish(
-                    folder, log, number, f"1/train/{task}", 1, {"scores": {name: score}, "validation": {name: score}}
-                )
+                found = {"scores": {name: score}, "validation": {name: score}}
+                _finish(folder, log, number, f"1/train/{task}", 1, found)
             cost = {"train_step_ms": {"median": 41.0, "p20": 40.0, "p80": 44.0, "repeats": 5}, "device": "cpu"}
             _finish(folder, log, number, "1/cost", 1, {"cost": cost})
         log.append("closed", round=0)
@@ -99,7 +98,8 @@ def spec_of(number: int) -> dict[str, Any]:
 def _propose(folder: Path, log: Any, number: int) -> None:
     code = f"{number * 2654435761 % 2**64:016x}"
     figures = {"parameters": 9e4 + number % 999, "non_embedding_parameters": 8e4 + number % 999,
-               "flops_per_token": 1.7e5, "state_bytes": drawn(number)[2], "state_bytes@2048": drawn(number)[2]}  # fmt: skip
+               "flops_per_token": 1.7e5}  # fmt: skip
+    figures |= dict.fromkeys(("state_bytes", "state_bytes@2048"), drawn(number)[2])
     (folder / "specs" / f"{code}.yaml").write_text(json.dumps(spec_of(number), indent=1))
     log.append("proposed", trial=number, name=f"{STUDY}-{number}", origin="sampled", round=0, hash=code,
                coordinates=choices(number), figures=figures, families=["delta"], kernels=["delta/chunkwise/torch"],
@@ -204,7 +204,7 @@ def table(rows: list[tuple[str, list[tuple[float, float]]]], args: argparse.Name
         "",
         f"`python -m benchmarks.analysis --trials {args.trials} --repeats {args.repeats}`, commit {commit.strip()}, "
         f"Python {platform.python_version()}, optuna {version('optuna')}, {os.cpu_count()} cores "
-        f"(load {load:.1f} at the end). Seconds of a whole process, started fresh; all trials trained, three objectives.",
+        f"(load {load:.1f} at the end). Seconds of a whole fresh process; all trials trained, three objectives.",
         "",
         "| command | median s | fastest | slowest | CPU s |",
         "|---|---|---|---|---|",

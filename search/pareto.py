@@ -2,8 +2,8 @@
 
 A point dominates another if it is at least as good everywhere and better somewhere. The hypervolume is the measure
 of what a set dominates below a reference point (Zitzler and Thiele, 1998). In two and three dimensions it is a
-sweep, in four a sweep of sweeps; beyond, it is computed by WFG: the sum over points of what each adds to those after it (While, Bradstreet and
-Barone, "A fast way of calculating exact hypervolumes", IEEE TEVC 16(1), 2012).
+sweep, in four a sweep of sweeps; beyond, it is computed by WFG: the sum over points of what each adds to those after
+it (While, Bradstreet and Barone, "A fast way of calculating exact hypervolumes", IEEE TEVC 16(1), 2012).
 """
 
 from __future__ import annotations

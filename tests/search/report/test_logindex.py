@@ -10,7 +10,7 @@ import pytest
 
 from archspec.errors import RunError
 from archspec.search import logindex
-from archspec.search.eventlog import EVENTS, EventLog, read_events
+from archspec.search.eventlog import EVENTS, Event, EventLog, read_events
 from archspec.search.logindex import INDEX, decode, encode
 from archspec.search.records import Run, load_run, replay
 
@@ -30,7 +30,12 @@ def folds_again(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that fills with the name of every event folded from now on."""
     seen: list[str] = []
     apply = Run.apply
-    monkeypatch.setattr(Run, "apply", lambda run, event: (seen.append(event["event"]), apply(run, event))[1])
+
+    def noted(run: Run, event: Event) -> None:
+        seen.append(event["event"])
+        apply(run, event)
+
+    monkeypatch.setattr(Run, "apply", noted)
     return seen
 
 
