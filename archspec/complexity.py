@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from archspec.composition import Mixer
-from archspec.declarations import mixer_parameters, num_buffered
+from archspec.declarations import mixer_parameters, num_accumulated, num_buffered
 from archspec.initial import ZEROS, Parameter
 from archspec.kept import Kept, Stored
 from archspec.program import RunLayer, unroll
@@ -162,7 +162,8 @@ def mixer_kept(mixer: Mixer, model_dim: int) -> Kept:
     if not isinstance(mixer, MemoryMixer):
         return mixer.kept(model_dim, lambda child: mixer_kept(child, model_dim))
     buffered = num_buffered(mixer_parameters(mixer, model_dim))
-    return _rule_kept(Rule.of(mixer, model_dim), mixer) + Kept(buffer=buffered)
+    accumulated = num_accumulated(mixer, mixer.dims(model_dim))
+    return _rule_kept(Rule.of(mixer, model_dim), mixer) + Kept(memory=accumulated, buffer=buffered)
 
 
 def _rule_kept(rule: Rule, mixer: MemoryMixer) -> Kept:

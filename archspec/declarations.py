@@ -130,6 +130,17 @@ def num_buffered(parameters: Mapping[str, Parameter]) -> int:
     return buffered
 
 
+def num_accumulated(mixer: MemoryMixer, dims: HeadDims) -> int:
+    """Return the scalars that a mixer's gates keep between tokens, those inside other gates included."""
+
+    def of(gate: Gate) -> int:
+        rows, columns = gate_size(gate.per, dims)
+        own = dims.num_heads * rows * columns if gate.keeps is not None else 0
+        return own + sum(of(inner) for _, inner in gates_of(gate))
+
+    return sum(of(gate) for _, gate in mixer.named_gates())
+
+
 def gate_parameters(gate: Gate, widths: Mapping[str, int], dims: HeadDims) -> dict[str, Parameter]:
     """Return what one gate learns: its source's map, its own parameters, and the gates inside it."""
     found = dict(gate.parameters(dims))

@@ -199,12 +199,20 @@ class Gate(Source, family="gate", noun="gate"):
     """A scalar, per-channel or per-state quantity of each token: decay, step size, momentum, threshold, ...
 
     value = scale * f(z), z = the source's linear map of the token, one number for each of ``per``.
+
+    Attributes:
+        across_layers: whether ``value`` needs the parameter ``row`` of the same gate in all layers: known as ``rows``
+            [L, H, 1 or K, 1 or V], with ``layer``, the index of the gate's own.
+        keeps: name of the tensor [B, 1, H, 1 or K, 1 or V] that ``accumulated`` passes on between tokens; None when
+            a token's value depends on no other token.
     """
 
     per: Per = "head"
     scale: Number = 1.0
 
     has_source: ClassVar[bool] = True
+    across_layers: ClassVar[bool] = False
+    keeps: ClassVar[str | None] = None
     sums_channels: ClassVar[bool] = False  # the value is a sum over channels: one number a head
     bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 
@@ -257,6 +265,19 @@ class Gate(Source, family="gate", noun="gate"):
         """Return what this gate and the gates inside it are derived from."""
         inner = (needed for _, gate in gates_of(self) for needed in gate.all_needs())
         return (*self.needs(), *inner)
+
+    def derived_range(self, low: float, high: float) -> tuple[float, float]:
+        """Return the interval of the value, before ``scale``, when that of the named gate it needs is [low, high]."""
+        return low, high
+
+    def accumulated(self, z: Tensor, kept: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Return what ``value`` needs of all tokens so far, by name, and what to keep; for gates with ``keeps``.
+
+        Args:
+            z: the source's linear map of a stretch of tokens.
+            kept: what was kept before the stretch; None at the start of a sequence.
+        """
+        raise UnsupportedError(f"gate {self.kind}: a token's value depends on no other token.")
 
     @abstractmethod
     def value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:

@@ -227,7 +227,7 @@ def _granularity(mixer: MemoryMixer, gate: Gate) -> Per:
 def _range(mixer: MemoryMixer, gate: Gate) -> tuple[float, float]:
     for needed in gate.needs():
         if needed.startswith("gates."):
-            ends = _range(mixer, mixer.gates[needed.removeprefix("gates.")])
+            ends = gate.derived_range(*_range(mixer, mixer.gates[needed.removeprefix("gates.")]))
             low, high = sorted(gate.scale * end + 0.0 if gate.scale else 0.0 for end in ends)
             return low, high
     return gate.value_range
@@ -239,7 +239,10 @@ def _token_step(context: Context) -> Iterator[Finding]:
             continue
         decay = context.mixer.retention.decay_gate
         if decay is None or not hasattr(decay, "token_step"):
-            yield tuple(path.split(".")), f"{gate.kind} is the step of an 'ssd' decay; the retention's gate is none."
+            yield (
+                tuple(path.split(".")),
+                f"{gate.kind} is the token step of a decay such as 'ssd'; the retention's gate has none.",
+            )
 
 
 def _gate_ranges(context: Context) -> Iterator[Finding]:

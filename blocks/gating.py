@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -37,6 +38,8 @@ class GateModule(Declared):
     ) -> None:
         super().__init__(depth)
         self.gate = gate
+        self.path = path
+        self.peers: tuple[GateModule, ...] = (self,)  # a tuple: modules in it stay where they are registered
         self.copies = copies if gate.has_source else 1
         dims = replace(dims, num_heads=dims.num_heads * self.copies)
         self.sizes = (dims.num_heads, *gate_size(gate.per, dims))
@@ -73,6 +76,8 @@ class GateModule(Declared):
             z = found.to(_wide(found)).reshape(*found.shape[:2], *self.sizes)
         given = {
             **{name: tensor.to(z.dtype) for name, tensor in self.values().items()},
+            **self._rows(z),
+            **self._accumulated(z, carry),
             **self._constants(z),
             **{name: known[name] for name in self.gate.needs()},
             **{name: module(streams, carry, known) for name, module in self.inner.items()},
@@ -80,6 +85,22 @@ class GateModule(Declared):
         value = self._evaluate(z, given, aspect)
         # One row a step: [B, T, S H, ..] becomes [B, S T, H, ..].
         return value if self.copies == 1 else value.reshape(z.shape[0], z.shape[1] * self.copies, -1, *value.shape[3:])
+
+    def _rows(self, z: Tensor) -> dict[str, Tensor]:
+        """Return the rows that the same gate learns in all layers, for gates that are learned across them."""
+        if not self.gate.across_layers:
+            return {}
+        rows = [peer.values()["row"].to(z.dtype) for peer in self.peers]
+        return {"rows": torch.stack(rows), "layer": torch.tensor(self.peers.index(self))}
+
+    def _accumulated(self, z: Tensor, carry: Carry) -> dict[str, Tensor]:
+        """Return what a gate needs of all tokens so far, and keep what the next stretch needs."""
+        if self.gate.keeps is None:
+            return {}
+        place = f"{self.path}.{self.gate.keeps}"
+        found, kept = self.gate.accumulated(z, carry.take(place))
+        carry.put(place, kept)
+        return found
 
     def _evaluate(self, z: Tensor, given: Mapping[str, Tensor], aspect: Aspect) -> Tensor:
         scale = self.gate.scale
@@ -103,3 +124,15 @@ class GateModule(Declared):
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def join_layers(layers: torch.nn.ModuleList) -> None:
+    """Let every gate that is learned across layers know its peers: those at the same place in the other layers."""
+    found: dict[tuple[str, tuple[int, ...]], list[GateModule]] = defaultdict(list)
+    for layer in layers:
+        for place, module in layer.named_modules():
+            if isinstance(module, GateModule) and module.gate.across_layers:
+                found[place, module.sizes].append(module)
+    for peers in found.values():
+        for module in peers:
+            module.peers = tuple(peers)

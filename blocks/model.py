@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from archspec.blocks.carry import Carry, State
 from archspec.blocks.cell import CellModule
 from archspec.blocks.declared import Declared
+from archspec.blocks.gating import join_layers
 from archspec.blocks.halting import HaltingModule, Pondering
 from archspec.blocks.mixer import MemoryMixerModule
 from archspec.blocks.projection import NormModule
@@ -169,6 +170,7 @@ class SequenceModel(Declared):
             block, path = spec.blocks[name], f"layers.{index}"
             mixer = build_mixer(block, f"{path}.mixer", (index, count))
             self.layers.append(BlockModule(block, path, spec.norm, spec.model_dim, mixer))
+        join_layers(self.layers)
         self.norm = NormModule(spec.norm, spec.model_dim) if spec.norm is not None else None
         self.halting = nn.ModuleDict(
             {str(loop): HaltingModule(halt, spec.model_dim) for loop, halt in self.program.halts().items()}

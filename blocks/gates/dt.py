@@ -1,4 +1,4 @@
-"""The token step of a state-space decay, used as write strength."""
+"""The token step of a decay, used as write strength."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class Dt(Gate, kind="dt"):
-    """Delta_t, the step of the retention's ``ssd`` gate (Mamba, arXiv:2312.00752: the write is Delta B x)."""
+    """The token step of the retention's gate.
+
+    Delta of ``ssd`` (Mamba, arXiv:2312.00752: the write is Delta B x), or the token's weight of ``running_softmax``.
+    """
 
     has_source: ClassVar[bool] = False
     bounds: ClassVar[tuple[float, float]] = (0.0, float("inf"))

@@ -21,6 +21,18 @@ ATTENTION = {"memory": "kv", "update": "nonparametric"}
 MIXERS: dict[str, dict[str, Any]] = {
     "exponential features": {**LINEAR, "qk": {"feature": {"kind": "exponential", "degree": 2}}},
     "learned query": {**ATTENTION, "query": "learned", "value": {"heads": 1}},
+    "running softmax": {
+        **LINEAR,
+        "retention": {"kind": "decay", "gate": {"kind": "running_softmax", "per": "key", "conv": 3}},
+        "update": {"kind": "gradient_descent", "step_size": "dt"},
+    },
+    "rising bound": {
+        **LINEAR,
+        "gates": {"forget": {"kind": "lower_bounded", "bound": {"kind": "rising", "per": "key"}}},
+        "key": {"kind": "constant", "value": 0.5},
+        "retention": {"kind": "decay", "gate": "forget"},
+        "update": {"kind": "gradient_descent", "step_size": {"kind": "complement", "of": "forget"}},
+    },
     "learned key": {**LINEAR, "key": {"kind": "learned", "norm": "l2"}, "bias": "l2"},
 }
 
@@ -60,10 +72,11 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
         close(first.grad, second.grad)
     head = fast(tokens[:, :SPLIT])
     close(torch.cat([head.logits, fast(tokens[:, SPLIT:], head.state).logits], dim=1), whole.logits)
-    state, steps = None, []
+    state, steps = None, list[torch.Tensor]()
     for t in range(LENGTH):
         output = fast.step(tokens[:, t], state)
-        state, steps = output.state, [*steps, output.logits]
+        state = output.state
+        steps.append(output.logits)
     close(torch.stack(steps, dim=1), whole.logits)
     predicted = complexity.predict(fast.spec, VOCABULARY)
     assert predicted.parameters == num_parameters(fast)
@@ -76,6 +89,26 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
         (
             {**ATTENTION, "query": {"kind": "learned", "rank": 2, "conv": 4}},
             "a learned projection reads no token: remove conv, rank, or use kind 'linear'.",
+        ),
+        (
+            {**LINEAR, "key": {"kind": "constant", "offset": 1}},
+            "a constant projection reads no token: remove offset, or use kind 'linear'.",
+        ),
+        (
+            {**LINEAR, "retention": {"kind": "decay", "gate": {"kind": "rising", "rank": 2}}},
+            "a rising gate reads no token: remove rank, or use a gate such as 'sigmoid'.",
+        ),
+        (
+            {
+                **LINEAR,
+                "gates": {"strength": "softplus"},
+                "retention": {"kind": "decay", "gate": {"kind": "complement", "of": "strength"}},
+            },
+            "keeps a fraction in [0, 1], and complement ranges over [-inf, 1]; use sigmoid.",
+        ),
+        (
+            {**LINEAR, "update": {"kind": "gradient_descent", "step_size": {"kind": "complement", "of": "nothing"}}},
+            "unknown gate 'nothing'",
         ),
     ],
 )

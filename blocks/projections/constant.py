@@ -1,0 +1,44 @@
+"""Projections that read no token: a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from archspec.component import Number
+from archspec.families import Projection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SOURCE = ("from_", "shift", "rank", "hidden", "block_size", "offset", "init", "conv", "conv_offset", "parts")
+
+
+class ConstantProjection(Projection, kind="constant"):
+    """The same number in every channel of every token; then activation, norm, position and feature.
+
+    A key of ones leaves what is written to the strength of the write: with ``step_size`` per key channel, k is that
+    gate (1 - alpha in HGRN2, arXiv:2404.07904; the token's weight in LightNet, arXiv:2405.21022).
+    """
+
+    value: Number = 1.0
+
+    has_weights: ClassVar[bool] = False
+    has_source: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _has_no_source(self) -> ConstantProjection:
+        written = self.departures(SOURCE)
+        if written:
+            raise PydanticCustomError(
+                "constant_projection",
+                "a constant projection reads no token: remove {names}, or use kind 'linear'.",
+                {"names": ", ".join(name.rstrip("_") for name in written)},
+            )
+        return self
+
+    def vector(self, num_heads: int, dim: int, parameters: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        return like.new_full((num_heads, dim), self.value)
