@@ -14,6 +14,7 @@ from torch import Tensor
 from archspec.blocks.mixer import Form
 from archspec.blocks.recurrence import recurrence
 from archspec.blocks.rule import MemoryState, Quantities, gate_on_weight, initial_state
+from archspec.elementwise import scan
 from archspec.families import Gate, Per
 from archspec.kernels.delta import delta_rule, delta_rule_step
 from archspec.kernels.linear import linear_attention, linear_attention_step
@@ -361,6 +362,7 @@ _FORMS = {
     "solve": _solve,
     "delta": _delta,
     "momentum_delta": _momentum_delta,
+    "scan": scan,
     "softmax": _attention,
     "online": _online,
 }

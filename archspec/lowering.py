@@ -9,6 +9,7 @@ is without a way to run: the last family is the token-by-token recurrence itself
 | linear | S = Diag(a) S + k v^T | chunkwise, one masked product a chunk |
 | delta | S = (I - b k k^T) Diag(a) S + b k v^T | chunkwise, one triangular solve a chunk (WY) |
 | momentum_delta | the same under momentum, S_t = a S_{t-1} + P_t | chunkwise, one triangular solve a chunk |
+| scan | S = a o S + x, entry by entry | associative scan |
 | solve | H and S as linear attention, o = S^T H^-1 q | conjugate gradients over chunks |
 | online | gradients at the anchor of each chunk | chunkwise, by the coefficient matrix c |
 | recurrence | anything | token by token |
@@ -244,6 +245,28 @@ def _not_momentum_delta(rule: Rule) -> str | None:
     )
 
 
+def _not_scan(rule: Rule) -> str | None:
+    return _first(
+        _is_matrix(rule),
+        _mixing_step(rule),
+        _no_link(rule),
+        _no_window(rule),
+        _reads_after(rule),
+    )
+
+
+def _mixing_step(rule: Rule) -> str | None:
+    """Whether a step mixes the entries of the weights: one on a given direction, or a diagonal one, does not."""
+    update, decays = rule.update, rule.retention.decay_gate is not None
+    if update.kind == "implicit" and getattr(update, "diagonal", False):
+        if decays and rule.retention.order == "together":
+            return "the step is taken from undecayed weights, so that a state's factor may change sign"
+        return None
+    if rule.bias.error != "value":
+        return f"bias {rule.bias.kind} has an error that mixes the states"
+    return _plain_descent(rule)
+
+
 def _not_solve(rule: Rule) -> str | None:
     return None if rule.update.solves else f"update {rule.update.kind} does not solve for the weights"
 
@@ -322,5 +345,12 @@ FAMILIES: tuple[Family, ...] = (
         _triton_linear,
     ),
     Family("online", "chunkwise", _not_online, _online_reason, _torch),
+    Family(
+        "scan",
+        "scan",
+        _not_scan,
+        lambda rule: "every entry of the matrix decays and grows by itself: one associative scan",
+        _torch,
+    ),
     Family("recurrence", "recurrence", lambda rule: None, lambda rule: "no faster form computes this function", _torch),
 )

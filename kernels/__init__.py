@@ -22,6 +22,8 @@ _FAMILIES = {
     "OnlineState": "online",
     "online_memory": "online",
     "online_memory_step": "online",
+    "diagonal_scan": "scan",
+    "diagonal_scan_step": "scan",
     "KvCache": "softmax",
     "softmax_attention": "softmax",
     "softmax_attention_step": "softmax",

@@ -50,6 +50,8 @@ RETENTIONS: dict[str, Any] = {
     "gdn": {"kind": "decay", "gate": "gdn"},
     "key": {"kind": "decay", "gate": {"kind": "sigmoid", "per": "key", "offset": 2}, "order": "together"},
     "after": {"kind": "decay", "gate": 0.9, "order": "step_first"},
+    "value": {"kind": "decay", "gate": {"kind": "sigmoid", "per": "value", "offset": 2}, "order": "step_first"},
+    "state": {"kind": "decay", "gate": "s6"},
     "kl": {"kind": "kl", "gate": "sigmoid", "order": "together"},
     "lq": {"kind": "lq", "gate": {"kind": "sigmoid", "offset": 2}, "order": "together"},
 }
@@ -65,6 +67,7 @@ UPDATES: dict[str, Any] = {
     "muon": {"kind": "muon", "step_size": STEP, "momentum": "sigmoid", "iterations": 2, "anchor": 4},
     "multi": {"kind": "multi_step", "steps": 2, "step_size": STEP},
     "implicit": {"kind": "implicit", "step_size": STEP},
+    "diagonal": {"kind": "implicit", "diagonal": True, "step_size": {**STEP, "per": "value"}},
     "mesa": {"kind": "conjugate_gradient", "step_size": STEP, "iterations": 6},
     "kernel": "nonparametric",
 }
