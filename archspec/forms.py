@@ -86,7 +86,7 @@ def _delta(
     key = quantities.key
     beta = _strength(_delta_step(rule, quantities), key)
     write = quantities.gates.get("update.write_size")
-    options = {
+    options: dict[str, Any] = {
         "write_beta": None if write is None else _strength(write, key),
         "read_key": quantities.read_key,
         "erase_key": quantities.read_key if rule.bias.erase_key == "read_key" else None,
@@ -95,24 +95,21 @@ def _delta(
     query = quantities.query
     if quantities.steps > 1:
         query, log_decay = _spread(query, log_decay, quantities.steps, rule.retention.order)
-    if _decodes(quantities) and quantities.steps == 1:
-
-        def now(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor if tensor.ndim == 1 else tensor[:, 0]
-
-        gate = now(log_decay)
+    if _decodes(quantities) and (quantities.steps == 1 or query.is_cuda):
+        if log_decay is not None and log_decay.ndim == 1:
+            log_decay = log_decay.expand(*key.shape[:2], -1)
         read, dual = delta_rule_step(
-            quantities.query[:, 0],
-            key[:, 0],
-            quantities.value[:, 0],
-            beta[:, 0],
+            query,
+            key,
+            quantities.value,
+            beta,
             start["dual.w"],
-            gate.expand(key.shape[0], -1) if gate is not None and gate.ndim == 1 else gate,
+            log_decay,
             scale=1.0,
             order=rule.retention.order,
-            **{name: now(tensor) for name, tensor in options.items()},
+            backend=backend,
+            **options,
         )
-        read = read[:, None]
     else:
         read, final = delta_rule(
             query,
@@ -127,7 +124,8 @@ def _delta(
             order=rule.retention.order,
             **options,
         )
-        read, dual = read[:, quantities.steps - 1 :: quantities.steps], _kept(final)
+        dual = _kept(final)
+    read = read[:, quantities.steps - 1 :: quantities.steps]
     return _finished(rule, read, quantities), {"dual.w": dual}
 
 

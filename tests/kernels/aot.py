@@ -71,6 +71,7 @@ _USUAL = (4, 8192, 16, 16, 128, 128)
 _LONG = (1, 16384, 16, 16, 128, 128)
 _WIDE = (8, 2048, 32, 32, 256, 256)
 _MODEL = (16, 2048, 8, 8, 128, 128)
+_DECODED = (64, 1, 8, 8, 128, 128)
 CASES = (
     *(Case("linear", "bfloat16", "none", _USUAL, f"_sweep#{n}") for n in range(4)),
     Case("linear", "bfloat16", "none", _LONG, "_segment_states#0"),
@@ -91,6 +92,7 @@ CASES = (
     Case("head_norm", "bfloat16", "none", _MODEL, "_norm_backward#0"),
     Case("head_norm", "bfloat16", "token", _MODEL, "_norm_backward#0"),
     Case("log_decay", "bfloat16", "key", _MODEL, "_decay_backward#0"),
+    Case("delta_step", "bfloat16", "key", _DECODED, "_step_kernel#0"),
 )
 
 
@@ -138,8 +140,18 @@ def _log_decay(case: Case) -> None:
     fused.decay_backward(fused.decay_forward(z, log_rate, None), z, log_rate, None)
 
 
+def _delta_step(case: Case) -> None:
+    from archspec.kernels.delta import step_fused
+
+    B, T, H, HV, K, V = case.shape
+    q = torch.empty(B, T, H, K, dtype=getattr(torch, case.dtype), device="meta")
+    beta, g, state = (torch.empty(shape, device="meta") for shape in ((B, T, HV), (B, T, HV, K), (B, HV, K, V)))
+    step_fused.delta_step(q, q, q.new_empty(B, T, HV, V), beta, g, None, None, None, state, 1.0, "decay_first")
+
+
 OPS: dict[str, Callable[[Case], None]] = {
-    "linear": _linear, "convolution": _convolution, "head_norm": _head_norm, "log_decay": _log_decay
+    "linear": _linear, "convolution": _convolution, "head_norm": _head_norm, "log_decay": _log_decay,
+    "delta_step": _delta_step,
 }  # fmt: skip
 
 
