@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from archspec import complexity
+from archspec.blocks.carry import Carry
 from archspec.blocks.model import SequenceModel, num_parameters
 from archspec.compiler import compile  # noqa: A004
 from archspec.errors import SpecError
+from archspec.families import Position
 from archspec.loading import load
 
 LENGTH, SPLIT, VOCABULARY = 12, 5, 11
@@ -20,6 +22,12 @@ LINEAR = {"memory": "matrix", "bias": "dot", "update": "gradient_descent"}
 ATTENTION = {"memory": "kv", "update": "nonparametric"}
 MIXERS: dict[str, dict[str, Any]] = {
     "exponential features": {**LINEAR, "qk": {"feature": {"kind": "exponential", "degree": 2}}},
+    "hadamard features": {**LINEAR, "qk": {"feature": "hadamard"}},
+    "silu features": {**LINEAR, "qk": {"position": "rope", "feature": "silu"}},
+    "features of length one": {**LINEAR, "bias": "l2", "qk": {"activation": "silu", "feature": "l2norm"}},
+    "xpos": {**ATTENTION, "qk": {"position": "xpos"}},
+    "xpos on a matrix": {**LINEAR, "key_dim": 5, "qk": {"position": {"kind": "xpos", "scale_base": 8, "modulo": 7}}},
+    "alibi": {**ATTENTION, "retention": {"kind": "decay", "gate": "alibi"}},
     "learned query": {**ATTENTION, "query": "learned", "value": {"heads": 1}},
     "running softmax": {
         **LINEAR,
@@ -116,3 +124,37 @@ def test_what_means_nothing_is_said(mixer: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError) as caught:
         load(document(mixer))
     assert said in str(caught.value)
+
+
+def test_xpos_scores_depend_on_the_distance_and_fade() -> None:
+    xpos = Position.parse({"kind": "xpos", "scale_base": 16})
+    q, k = torch.randn(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def score(t: int, j: int) -> float:
+        at = [xpos.apply(x.expand(1, 1, 1, 6), torch.tensor([i]), is_query=x is q) for x, i in ((q, t), (k, j))]
+        return float((at[0] * at[1]).sum())
+
+    assert score(9, 4) == pytest.approx(score(105, 100), rel=1e-12)
+    # Written out: the pair (i, i + 3) turns by (t - j) 10000^(-i/3) and fades by ((i/3 + 0.4) / 1.4)^((t - j) / 16).
+    wanted = 0.0
+    for i in range(3):
+        turned = torch.complex(q[i], q[i + 3]) * torch.complex(k[i], -k[i + 3])
+        angle = torch.tensor(5 * 10000.0 ** (-i / 3), dtype=torch.float64)
+        wanted += float((turned * torch.polar(torch.ones_like(angle), angle)).real) * ((i / 3 + 0.4) / 1.4) ** (5 / 16)
+    assert score(9, 4) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_alibi_adds_a_slope_times_the_distance_to_the_scores() -> None:
+    model = perturbed(MIXERS["alibi"])
+    mixer: Any = model.layers[0].mixer  # type: ignore[union-attr]
+    x = torch.randn(1, 7, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q, k, v = (
+        (x @ mixer.get_parameter(f"projections.{name}.source.weight")).reshape(7, 2, -1)
+        for name in ("query", "key", "value")
+    )
+    distance = torch.arange(7)[:, None] - torch.arange(7)
+    heads = []
+    for h, slope in enumerate((2.0**-4, 2.0**-8)):
+        scores = q[:, h] @ k[:, h].T / 2 - slope * distance
+        heads.append(scores.masked_fill(distance < 0, -torch.inf).softmax(-1) @ v[:, h])
+    close(mixer(x, Carry(None, 0))[0], torch.cat(heads, dim=-1) @ mixer.output)
