@@ -11,21 +11,33 @@ from archspec.errors import EXIT_OK
 
 def register(verbs: Any) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser("list", help="list the shipped models, or every choice", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("models", "choices"), default="models", help="default: models")
+    parser = verbs.add_parser(
+        "list", help="list the shipped models, every choice, or which models make each choice", description=__doc__
+    )
+    parser.add_argument(
+        "what", nargs="?", choices=("models", "choices", "components"), default="models", help="default: models"
+    )
     parser.add_argument("--context", type=int, default=2048, help="tokens, for the state bytes (default: 2048)")
     parser.add_argument("--bibtex", action="store_true", help="the models' sources as BibTeX")
+    parser.add_argument("--markdown", action="store_true", help="the components as the page docs/components.md")
     parser.add_argument("--json", action="store_true", help="data instead of a table")
     parser.add_argument("--plugin", action="append", metavar="MODULE", help="a module that defines components")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, usage_error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
     from archspec import zoo
 
+    if args.markdown:
+        if args.what != "components":
+            args.usage_error(f"--markdown: only 'components' is a page, and found {args.what!r}; leave it out")
+        print(zoo.components_page(), end="")
+        return EXIT_OK
     if args.what == "choices":
         rows = zoo.choices()
+    elif args.what == "components":
+        rows = zoo.components()
     else:
         entries = zoo.models(args.context)
         if args.bibtex:
@@ -52,7 +64,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     shown = [key for key in rows[0] if key not in hidden]
     for key in shown:
-        numeric, long = isinstance(rows[0][key], int), key in ("coordinates", "definition")
+        numeric, long = isinstance(rows[0][key], int), key in ("coordinates", "definition", "models")
         table.add_column(key.replace("_", " "), justify="right" if numeric else "left", no_wrap=not long)
     for row in rows:
         table.add_row(*(Text(f"{row[key]:,}" if isinstance(row[key], int) else str(row[key])) for key in shown))
