@@ -24,18 +24,18 @@ from archspec.search.dispatch import Dispatcher
 from archspec.search.eventlog import EVENTS, Event, EventLog, read_events, trim_torn_line
 from archspec.search.executors import Executor
 from archspec.search.ladder import Contender, promote
+from archspec.search.points import parameters
+from archspec.search.proposals import Proposal, Proposer
 from archspec.search.records import FORMAT, replay
 from archspec.search.requests import prepare, requests_for
 from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import SearchFile, promotion_metrics, rankable
 from archspec.search.settings import score_name
-from archspec.search.study import JOURNAL, RANDOM_AFTER, Asked, SearchStudy
+from archspec.search.study import JOURNAL, SearchStudy
 from archspec.search.trial import Trial
 from archspec.yamltext import LocatedMap, parse
 
 POLL_S = 0.2
-MAX_REPEATS = 200  # draws in a row that were all known before: the space is exhausted
-MAX_REJECTIONS = 1000  # draws in a row that were all rejected: nothing feasible is left to find
 
 OnEvent = Callable[[Event], None]
 
@@ -73,6 +73,7 @@ class Driver:
         self.run = replay(folder.path, read_events(path) if path.is_file() else [])
         self._log = EventLog(path)
         self._candidates: dict[int, Candidate] = {}
+        self._by_hash = {trial.hash: trial.number for trial in reversed(list(self.run)) if trial.state != "rejected"}
         self._deadline = None if limits.timeout_s is None else time.monotonic() + limits.timeout_s
 
     def execute(self) -> str:
@@ -109,9 +110,11 @@ class Driver:
             trials=self._limits.trials,
         )
         settings = self._search.settings
+        among = parameters(self._search.space)
         self._study = SearchStudy(
-            self._folder.path / JOURNAL, settings.study, self._search.objectives, settings.sampler, settings.seed
+            self._folder.path / JOURNAL, settings.study, self._search.objectives, settings.sampler, settings.seed, among
         )
+        self._proposer = Proposer(self._search, self._study, self.run, self._offset, among)
         self._start_baselines()
         while (size := self._round_size()) > 0:
             self._climb(len(self.run.closed), size)
@@ -124,7 +127,7 @@ class Driver:
         known = {trial.name for trial in self.run if trial.origin == "baseline"}
         for number, item in enumerate(baselines(self._search)):
             if item.name not in known:
-                self._accept(number, item.name, item.candidate, -1, {}, item.note)
+                self._accept(number, item.name, item.candidate, -1, item.note, {"coordinates": {}})
             else:
                 self._candidates[number] = item.candidate
         last = len(self._search.settings.ladder) - 1
@@ -157,70 +160,47 @@ class Driver:
 
     def _draw(self, index: int, size: int) -> None:
         """Propose until the round has its candidates, or the space has no more."""
-        streak, repeats = 0, 0
-        unfinished = self._half_asked()
-        while len(self._accepted(index)) < size and index not in self.run.exhausted:
+        accepted = len(self._accepted(index))
+        while accepted < size and index not in self.run.exhausted:
             self._check()
-            by_chance = repeats >= RANDOM_AFTER
-            asked = (
-                self._study.resume(unfinished.pop(0), by_chance=by_chance)
-                if unfinished
-                else self._study.ask(by_chance=by_chance)
-            )
-            rejection = self._consider(asked, index)
-            streak = streak + 1 if rejection is not None else 0
-            repeats = repeats + 1 if rejection is not None and rejection.rule == "duplicate" else 0
-            if repeats >= MAX_REPEATS or streak >= MAX_REJECTIONS or self._has_seen_all():
-                self.emit("exhausted", round=index, draws=streak)
+            accepted += self._draw_one(index) is not None
 
-    def _has_seen_all(self) -> bool:
-        """Say whether every setting of a discrete space has been drawn."""
-        size = self._search.space.size
-        if size.continuous or len(self.run.trials) - self._offset < size.settings:
-            return False
-        drawn = [trial.coordinates for trial in self.run if trial.origin == "sampled"]
-        return len({tuple(sorted(coordinates.items())) for coordinates in drawn}) >= size.settings
-
-    def _half_asked(self) -> list[int]:
-        """Return the proposals that a kill cut short; those it only left untold are told."""
-        found = []
-        for number in self._study.unfinished():
-            trial = self.run.trials.get(number + self._offset)
-            if trial is None:
-                found.append(number)
-            elif trial.state == "rejected":
-                self._study.fail(number)
+    def _draw_one(self, index: int) -> Candidate | None:
+        """Propose once; return the candidate if there is one, and note when the space has no more."""
+        proposal = self._proposer.next()
+        if proposal is None:
+            self.emit("exhausted", round=index)
+            return None
+        found = self._consider(proposal, index)
+        if self._proposer.is_exhausted:
+            self.emit("exhausted", round=index)
         return found
 
-    def _consider(self, asked: Asked, index: int) -> Rejection | None:
+    def _consider(self, proposal: Proposal, index: int) -> Candidate | None:
         """Accept or reject one draw."""
-        number = asked.number + self._offset
+        number = proposal.number + self._offset
         name = f"{self._search.settings.study}-{number}"
-        found = admit(named(self._search.space.draw(asked), name), self._search)
+        found = admit(named(proposal.document, name), self._search)
+        if isinstance(found, Candidate) and found.hash in self._by_hash:
+            twin = self.run.trials[self._by_hash[found.hash]]
+            reason = f"the same architecture as trial {twin.number} ({twin.name})"
+            found = Rejection("duplicate", reason, {}, found.hash)
+        drawn = {"coordinates": proposal.coordinates, "how": proposal.how, "redraws": proposal.redraws}
         if isinstance(found, Candidate):
-            twin = next((t for t in self.run if t.hash == found.hash and t.state != "rejected"), None)
-            if twin is None:
-                self._study.label(asked.number, hash=found.hash, trial=number)
-                self._accept(number, name, found, index, asked.coordinates, "")
-                return None
-            found = Rejection(
-                "duplicate", f"the same architecture as trial {twin.number} ({twin.name})", {}, found.hash
-            )
-        self.emit(
-            "rejected",
-            trial=number,
-            round=index,
-            coordinates=asked.coordinates,
-            rule=found.rule,
-            reason=found.reason,
-            hash=found.hash,
-        )
-        self._study.fail(asked.number, found.excess)
-        return found
+            self._study.label(proposal.number, hash=found.hash, trial=number)
+            self._accept(number, name, found, index, "", drawn)
+            self._proposer.hear(proposal, None)
+            return found
+        broken = {"rule": found.rule, "reason": found.reason, "hash": found.hash, "excess": found.excess}
+        self.emit("rejected", trial=number, round=index, **drawn, **broken)
+        self._study.fail(proposal.number, found.excess)
+        self._proposer.hear(proposal, found)
+        return None
 
     def _accept(
-        self, number: int, name: str, found: Candidate, index: int, coordinates: Mapping[str, Any], note: str
+        self, number: int, name: str, found: Candidate, index: int, note: str, drawn: Mapping[str, Any]
     ) -> None:
+        self._by_hash[found.hash] = number
         self._folder.write_spec(found.hash, found.document)
         self._candidates[number] = found
         self.emit(
@@ -230,7 +210,7 @@ class Driver:
             origin="baseline" if index < 0 else "sampled",
             round=index,
             hash=found.hash,
-            coordinates=dict(coordinates),
+            **drawn,
             figures=found.figures,
             families=found.plan.families(),
             kernels=found.plan.kernels(),
@@ -267,6 +247,7 @@ class Driver:
             self._study.prune(number)
         else:
             self._study.complete(number, values)
+            self._proposer.hear_values(number, trial.coordinates, self._study.losses(values), 0.0)
 
     def _validation_values(self, trial: Trial) -> list[float] | None:
         """Return what the sampler learns: validation where there is a choice of split, the figure elsewhere."""

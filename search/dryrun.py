@@ -19,10 +19,11 @@ from typing import Any
 
 from archspec.search.baselines import Known, baselines
 from archspec.search.candidates import Candidate, Rejection, admit, named
+from archspec.search.points import Uniform
 from archspec.search.requests import Prepared, prepare, requests_for
 from archspec.search.rundir import available_cores
 from archspec.search.searchfile import SearchFile
-from archspec.search.space import Range, Size
+from archspec.search.space import Size
 
 DRAWS = 200
 LIMIT_S = 10.0
@@ -88,7 +89,7 @@ def dry_run(search: SearchFile) -> DryRun:
     accepted, draws, stop = 0, 0, time.monotonic() + LIMIT_S
     while draws < DRAWS and (time.monotonic() < stop or draws < SHOWN):
         draws += 1
-        document = search.space.draw(_Uniform(generator))
+        document = search.space.draw(Uniform(generator))
         result = admit(named(document, f"{search.settings.study}-{draws}"), search)
         if isinstance(result, Rejection):
             rejected[result.rule] += 1
@@ -112,25 +113,6 @@ def dry_run(search: SearchFile) -> DryRun:
         evaluations=evaluations,
         seconds=_seconds(search, candidates, evaluations) if candidates else 0.0,
     )
-
-
-class _Uniform:
-    """Draws uniformly; logarithmic ranges on their logarithm."""
-
-    def __init__(self, generator: random.Random) -> None:
-        self._generator = generator
-
-    def choose(self, name: str, options: Sequence[str]) -> str:
-        return self._generator.choice(list(options))
-
-    def number_in(self, name: str, limits: Range) -> float | int:
-        if limits.log:
-            value = float(limits.low * (limits.high / limits.low) ** self._generator.random())
-            return round(value) if limits.whole else value
-        if limits.num_values is not None:
-            value = limits.low + (limits.step or 1) * self._generator.randrange(limits.num_values)
-            return int(value) if limits.whole else value
-        return self._generator.uniform(limits.low, limits.high)
 
 
 def _evaluations(search: SearchFile, num_baselines: int) -> dict[str, int]:

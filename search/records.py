@@ -85,6 +85,7 @@ class Run:
         tasks: task name -> {kind, primary, scores: {name: direction}}.
         metrics: training-free metric -> direction.
         rungs: the ladder, [{rung, tokens, promote}].
+        redraws: points drawn again at once because they were known, beside those rejected as duplicates.
     """
 
     folder: Path
@@ -110,6 +111,7 @@ class Run:
     deaths: dict[str, int] = field(default_factory=dict)
     round_sizes: dict[int, int] = field(default_factory=dict)
     exhausted: set[int] = field(default_factory=set)
+    redraws: int = 0
     finished_keys: dict[str, bool] = field(default_factory=dict)
     closed: set[int] = field(default_factory=set)
 
@@ -180,13 +182,19 @@ class Run:
         trial.state = "proposed"
         for name in ("name", "hash", "origin", "round", "coordinates", "figures", "families", "kernels", "note"):
             setattr(trial, name, event[name])
+        self._drawn(trial, event)
 
     def _on_rejected(self, event: Event) -> None:
         trial = self._trial(event)
         trial.state = "rejected"
         for name in ("round", "coordinates", "rule", "reason"):
             setattr(trial, name, event[name])
-        trial.hash = event.get("hash", "")
+        trial.hash, trial.excess = event.get("hash", ""), event.get("excess", {})
+        self._drawn(trial, event)
+
+    def _drawn(self, trial: Trial, event: Event) -> None:
+        trial.how = event.get("how", "sampler" if trial.origin == "sampled" else "")
+        self.redraws += event.get("redraws", 0)
 
     def _on_submitted(self, event: Event) -> None:
         trial = self._trial(event)

@@ -14,6 +14,7 @@ from archspec.loading import Model, dotted, is_node
 from archspec.lowering import FAMILIES as LOWERING
 from archspec.search.families import Metric, Task
 from archspec.search.names import COSTS, FIGURES, Direction, Objective
+from archspec.search.points import known_coordinates, parameters
 from archspec.search.settings import ObjectiveSetting, Rung, Settings, directions_of
 from archspec.search.space import Space, open_space
 from archspec.yamltext import LocatedList, LocatedMap, locate, parse
@@ -254,6 +255,7 @@ def _inconsistencies(settings: Settings, space: Space) -> Iterator[tuple[Documen
     yield from _task_faults(settings)
     yield from _ladder_faults(settings)
     yield from _objective_faults(settings)
+    yield from _known_faults(settings, space)
     families = settings.constraints.families
     for family in families or ():
         if family not in RULE_FAMILIES:
@@ -264,6 +266,20 @@ def _inconsistencies(settings: Settings, space: Space) -> Iterator[tuple[Documen
                 yield ("fit", "vary"), f"there is nothing at {path!r} in the space's first draw."
     if settings.device.partition(":")[0] not in ("cpu", "cuda"):
         yield ("device",), f"found {settings.device!r}; required: cpu or cuda."
+
+
+def _known_faults(settings: Settings, space: Space) -> Iterator[tuple[DocumentPath, str]]:
+    among = parameters(space) if settings.known else {}
+    for index, point in enumerate(settings.known):
+        try:
+            known_coordinates(space, among, point)
+        except KeyError as error:
+            yield ("known", index), unknown("parameter", str(error.args[0]), list(among))
+        except ValueError as error:
+            name = str(error)
+            values = among[name]
+            options = ", ".join(values) if isinstance(values, tuple) else f"{values.low:g} to {values.high:g}"
+            yield ("known", index, name), f"no such value of this parameter; required: one of {options}."
 
 
 def _task_faults(settings: Settings) -> Iterator[tuple[DocumentPath, str]]:

@@ -32,6 +32,7 @@ from archspec.search.families import Metric, Task
 from archspec.search.names import Direction
 from archspec.search.recipe import Recipe
 
+KnownPoint = Literal["base"] | dict[str, Any]
 StateDtype = Literal["float32", "bfloat16", "float16", "float64"]
 FigureName = Literal["parameters", "non_embedding_parameters", "flops_per_token"]
 
@@ -216,14 +217,18 @@ class Baseline(StrictModel):
 
 
 class Sampler(StrictModel):
-    """Who proposes: a sampler of Optuna, by name.
+    """Who proposes: one of Optuna's samplers by name (``tpe``, ``nsga2``, ``gp``, ``qmc``), or the search's own.
+
+    ``random`` draws uniformly, ``qmc`` takes a quasi-random (scrambled Sobol) sequence, ``evolution`` crosses and
+    mutates the best finished trials.
 
     Args:
-        startup: trials before ``tpe`` leaves random sampling.
-        population: size of a generation of ``nsga2``.
+        startup: trials before ``tpe``, ``gp`` and ``evolution`` leave random sampling; ``tpe`` and ``gp`` count
+            finished ones, ``evolution`` proposed ones.
+        population: size of a generation of ``nsga2``; how many of the best are parents in ``evolution``.
     """
 
-    kind: Literal["tpe", "random", "nsga2"] = "tpe"
+    kind: Literal["tpe", "random", "qmc", "nsga2", "gp", "evolution"] = "tpe"
     startup: Count = 10
     population: Annotated[Count, Field(ge=2)] = 50
 
@@ -249,6 +254,11 @@ class Settings(StrictModel):
     Args:
         study: name of the run's folder; letters, digits, dots, dashes and underscores.
         context: tokens at which ``state_bytes`` and FLOPs are predicted where nothing else is said.
+        known: points of the space that are proposed first, whoever samples: ``base`` (every node at its first option
+            or lower end), or a mapping from parameter to value over the base. ``evolution`` starts from the base
+            unless told otherwise.
+        repair: how often a draw that breaks a rule or a constraint is tried again with one value changed, before the
+            sampler is asked for another.
         trials: distinct feasible draws in all; default: one round of the ladder.
         timeout_s: seconds after which a run stops, to be continued by the same command.
         evaluation_timeout_s: seconds after which one evaluation is recorded as failed.
@@ -272,6 +282,8 @@ class Settings(StrictModel):
     sampler: Annotated[Sampler, BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value)] = (
         Field(default_factory=Sampler)
     )
+    known: tuple[KnownPoint, ...] = ()
+    repair: Annotated[Integer, Field(ge=0)] = 0
     cost: CostSetting = Field(default_factory=CostSetting)
     trials: Count | None = None
     timeout_s: Positive | None = None

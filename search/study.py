@@ -1,8 +1,9 @@
 """The Optuna study of a run: ask and tell over journal storage, by proposals that a kill does not change.
 
-A proposal depends on the trials before it and on (seed, trial number, parameter name) alone: every draw has a
-sampler of its own, seeded by these. So a trial that a kill left half asked is taken up again where it stood, and a
-run that was killed proposes what it would have proposed.
+A proposal of one of Optuna's samplers depends on the trials before it and on (seed, trial number, parameter name)
+alone: every draw has a sampler of its own, seeded by these. So a trial that a kill left half asked is taken up again
+where it stood, and a run that was killed proposes what it would have proposed. Points that the search proposes by
+itself (``proposals``) are added whole.
 
 What Optuna is told: COMPLETE with the objectives' values for those with final scores; PRUNED for those that were not
 promoted, whose low-fidelity values stay out of the study; FAIL for draws that were rejected, and for failures.
@@ -12,50 +13,72 @@ Baselines are not draws and do not enter the study.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from archspec.errors import RunError
 from archspec.search.eventlog import trim_torn_line
 from archspec.search.names import Direction, Objective
+from archspec.search.points import Values
 from archspec.search.settings import Sampler
 from archspec.search.space import Range
 
 JOURNAL = "journal.log"
-RANDOM_AFTER = 5  # proposals in a row that were no news before the sampler is left for plain chance
 
 
 class SearchStudy:
-    """An Optuna study that asks and tells for the driver."""
+    """An Optuna study that asks and tells for the driver.
 
-    def __init__(self, path: Path, name: str, objectives: Sequence[Objective], sampler: Sampler, seed: int) -> None:
+    Args:
+        path: the journal; ``name`` the study's name in it.
+        parameters: every parameter of the space with its values; only ``qmc`` needs them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        objectives: Sequence[Objective],
+        sampler: Sampler,
+        seed: int,
+        parameters: Mapping[str, Values] | None = None,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.seed = seed
-        self._sampler = sampler
+        self._objectives = objectives
         self._study = _open(path, name, [objective.direction for objective in objectives])
+        distributions = {name: distribution(values) for name, values in (parameters or {}).items()}
+        self._sampler = _Seeded(sampler, seed, distributions)
 
-    def ask(self, *, by_chance: bool = False) -> Asked:
-        """Return the next proposal, or the one that a kill left unfinished.
-
-        Args:
-            by_chance: draw uniformly, when the sampler keeps proposing what is known.
-        """
-        self._study.sampler = self._seeded(by_chance)
+    def ask(self) -> Asked:
+        """Return the sampler's next proposal."""
+        self._study.sampler = self._sampler
         return Asked(self._study.ask())
 
-    def resume(self, number: int, *, by_chance: bool = False) -> Asked:
+    def resume(self, number: int) -> Asked:
         """Return a proposal that a kill left unfinished; the parameters it has keep their values."""
-        self._study.sampler = self._seeded(by_chance)
+        self._study.sampler = self._sampler
         return Asked(Trial(self._study, self._trial_id(number)))
+
+    def add(self, coordinates: Mapping[str, Any], values: Mapping[str, Values]) -> int:
+        """Add a point that no sampler of Optuna proposed, as a trial that is running; return its number."""
+        number = self.num_trials
+        distributions = {name: distribution(values[name]) for name in coordinates}
+        self._study.add_trial(
+            create_trial(state=TrialState.RUNNING, params=dict(coordinates), distributions=distributions)
+        )
+        return number
 
     def unfinished(self) -> list[int]:
         """Return the numbers of the trials that were asked and not told."""
@@ -65,7 +88,16 @@ class SearchStudy:
     @property
     def num_trials(self) -> int:
         """How many proposals there are."""
-        return len(self._study.get_trials(deepcopy=False))
+        return int(self._study._storage.get_n_trials(self._study._study_id))
+
+    def completed(self) -> Iterator[tuple[int, dict[str, Any], list[float], float]]:
+        """Yield number, coordinates, values and sum of the soft constraints' excess of every completed trial."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            yield trial.number, trial.params, trial.values, sum(max(0.0, value) for value in trial.constraints.values())
+
+    def losses(self, values: Sequence[float]) -> list[float]:
+        """Return the objectives' values oriented so that less is better."""
+        return [goal.loss(value) for goal, value in zip(self._objectives, values, strict=True)]
 
     def label(self, number: int, **attributes: Any) -> None:
         """Note attributes on a trial, for readers of the study."""
@@ -83,18 +115,20 @@ class SearchStudy:
 
     def fail(self, number: int, excess: Mapping[str, float] | None = None) -> None:
         """Tell that a trial failed or was rejected, and by how much it broke which constraint."""
-        if excess and not self._is_told(number):
-            trial = Trial(self._study, self._trial_id(number))
-            for name, value in excess.items():
-                trial.set_constraint(name, value)
+        self._constrain(number, excess or {})
         self._tell(number, TrialState.FAIL)
 
-    def _seeded(self, by_chance: bool) -> BaseSampler:
-        return _Seeded(Sampler(kind="random") if by_chance else self._sampler, self.seed)
+    def _constrain(self, number: int, excess: Mapping[str, float]) -> None:
+        """Set how far a trial is outside its constraints, 0 or less for inside; what a kill left set stays."""
+        if excess and not self._is_told(number):
+            known = self._frozen(number).constraints
+            trial = Trial(self._study, self._trial_id(number))
+            for name in excess.keys() - known.keys():
+                trial.set_constraint(name, excess[name])
 
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
         if not self._is_told(number):
-            self._study.sampler = self._seeded(False)
+            self._study.sampler = self._sampler
             self._study.tell(number, values, state=state)
 
     def _is_told(self, number: int) -> bool:
@@ -140,8 +174,8 @@ class Asked:
 class _Seeded(BaseSampler):
     """A sampler of Optuna whose every draw is seeded by (seed, trial number, parameter)."""
 
-    def __init__(self, kind: Sampler, seed: int) -> None:
-        self._kind, self._seed = kind, seed
+    def __init__(self, kind: Sampler, seed: int, distributions: Mapping[str, BaseDistribution]) -> None:
+        self._kind, self._seed, self._distributions = kind, seed, distributions
 
     def _for(self, trial: FrozenTrial, what: str) -> BaseSampler:
         text = f"{self._seed}/{trial.number}/{what}"
@@ -150,6 +184,10 @@ class _Seeded(BaseSampler):
             return TPESampler(seed=seed, n_startup_trials=self._kind.startup)
         if self._kind.kind == "nsga2":
             return NSGAIISampler(seed=seed, population_size=self._kind.population)
+        if self._kind.kind == "gp":
+            return GPSampler(seed=seed, n_startup_trials=self._kind.startup, warn_independent_sampling=False)
+        if self._kind.kind == "qmc":
+            return _Sequence(trial.number, self._seed, self._distributions)
         return RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -175,6 +213,36 @@ class _Seeded(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Let the sampler conclude."""
         self._for(trial, "after").after_trial(study, trial, state, values)
+
+
+class _Sequence(QMCSampler):
+    """Point ``number`` of a scrambled Sobol sequence over all parameters, conditional ones included.
+
+    Optuna's own counts its draws in the study, which a kill between counting and drawing would shift, and leaves
+    conditional parameters to chance.
+    """
+
+    def __init__(self, number: int, seed: int, distributions: Mapping[str, BaseDistribution]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(scramble=True, seed=seed)
+        self._number, self._distributions = number, distributions
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return every parameter of the space."""
+        return dict(self._distributions)
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._number
+
+
+def distribution(values: Values) -> BaseDistribution:
+    """Return Optuna's form of a parameter's values."""
+    if isinstance(values, tuple):
+        return CategoricalDistribution(values)
+    if values.whole:
+        return IntDistribution(int(values.low), int(values.high), values.log, int(values.step or 1))
+    return FloatDistribution(values.low, values.high, values.log, values.step)
 
 
 def _open(path: Path, name: str, directions: Sequence[Direction]) -> Study:

@@ -29,6 +29,8 @@ class Trial:
             ``evaluated`` (training-free metrics known), ``trained`` (final scores known), ``failed`` (``reason``).
         promoted_by: how it came to the last rung it reached: by its rank, by lot (on every rung), or not at all.
         round: which pass over the ladder it belongs to; -1 for baselines.
+        how: how its point was come by: ``known``, ``repair``, ``unseen``, ``chance`` or ``sampler``; see ``proposals``.
+        excess: how far a rejected one is outside each constraint.
         coordinates: the values drawn, by the place in the search file where they are drawn.
         training_free: metric -> {mean, spread}, over initialisation seeds.
         scores: final score -> {mean, spread, interval, n} on the test split; n runs of different seeds.
@@ -51,6 +53,8 @@ class Trial:
     rule: str = ""
     reason: str = ""
     promoted_by: PromotedBy | None = None
+    how: str = ""
+    excess: dict[str, float] = field(default_factory=dict)
     coordinates: dict[str, Any] = field(default_factory=dict)
     training_free: dict[str, dict[str, float]] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -40,7 +40,10 @@ def problems(load: Any, *overrides: str) -> list[str]:
         ("constraints.families=[dleta]", "constraints.families: unknown rule family 'dleta'; known:"),
         ("constraints.parameters={min: 2, max: 1}", "constraints.parameters: min 2 is above max 1."),
         ("fit={vary: blocks.main.nothing, target: 1}", "fit.vary: there is nothing at 'blocks.main.nothing'"),
-        ("sampler=annealing", "sampler.kind: found 'annealing'; required: one of tpe, random, nsga2."),
+        (
+            "sampler=annealing",
+            "sampler.kind: found 'annealing'; required: one of tpe, random, qmc,",
+        ),
         ("device=tpu", "device: found 'tpu'; required: cpu or cuda."),
         ("baselines=[{sepc: transformer}]", "baselines[0].sepc: unknown key 'sepc'"),
     ],
