@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from archspec.search import pareto
 from archspec.search.correlation import interval, partial, spearman, verdict
 from archspec.search.dispatch import Emit
 from archspec.search.names import Direction
 from archspec.search.records import Correlation, Run
 from archspec.search.requests import Prepared, fingerprint
 from archspec.search.rundir import RunFolder, write_json
+from archspec.search.survey import survey
 from archspec.search.trial import Trial
 
 CONTROL = "non_embedding_parameters"
@@ -32,17 +32,7 @@ def conclude(run: Run, prepared: Prepared, folder: RunFolder, emit: Emit) -> Non
         return
     pairs = share(run, folder.cache / "pairs" / fingerprint(prepared))
     found = correlations(pairs, run)
-    emit("concluded", hypervolume=front_volume(run), correlations=[asdict(item) for item in found])
-
-
-def front_volume(run: Run) -> float | None:
-    """Return the hypervolume of the trained trials; None without a reference point on every axis."""
-    references = [goal.loss(goal.reference) for goal in run.objectives if goal.reference is not None]
-    if len(references) < len(run.objectives):
-        return None
-    rows = [values for trial in run.trained if (values := run.objective_values(trial)) is not None]
-    losses = [[goal.loss(value) for goal, value in zip(run.objectives, row, strict=True)] for row in rows]
-    return pareto.hypervolume(losses, references)
+    emit("concluded", hypervolume=survey(run).hypervolume, correlations=[asdict(item) for item in found])
 
 
 def share(run: Run, folder: Path) -> list[Pair]:

@@ -14,13 +14,13 @@ from types import FrameType
 from typing import Any
 
 from archspec.errors import RunError
-from archspec.search import pareto
 from archspec.search.driver import Driver, Limits, OnEvent
 from archspec.search.executors import Setup, make_executor
 from archspec.search.families import Metric, Task
 from archspec.search.records import Run
 from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import SearchFile, load_search_file
+from archspec.search.survey import survey
 from archspec.search.trial import Trial
 
 RUNS = Path("runs")
@@ -53,10 +53,7 @@ class SearchResult:
     @property
     def front(self) -> list[Trial]:
         """The trained trials that none beats in every objective, baselines included."""
-        trials = [trial for trial in self.run.trained if self.run.objective_values(trial) is not None]
-        rows = [self.run.objective_values(trial) or [] for trial in trials]
-        losses = [[goal.loss(value) for goal, value in zip(self.run.objectives, row, strict=True)] for row in rows]
-        return [trials[index] for index in pareto.front(losses)]
+        return [self.run.trials[number] for number in sorted(survey(self.run).front)]
 
     @property
     def feasible(self) -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 
 from archspec.errors import RunError
 from archspec.search.eventlog import EVENTS, Event
-from archspec.search.names import Direction, Objective
+from archspec.search.names import COSTS, Direction, Objective
 from archspec.search.trial import Trial
 
 FORMAT = 1
@@ -153,6 +153,18 @@ class Run:
         path = self.folder / "environment.json"
         return dict(json.loads(path.read_bytes())) if path.is_file() else {}
 
+    @property
+    def contenders(self) -> list[Trial]:
+        """The trials that compete for the front, by number: those with every objective known.
+
+        Where an objective is a final score or a measured cost they are trained ones; a front over figures and
+        training-free metrics alone is over all that were evaluated.
+        """
+        late = {score for task in self.tasks.values() for score in task["scores"]} | COSTS.keys()
+        states = ["trained"] if any(goal.metric in late for goal in self.objectives) else ["trained", "evaluated"]
+        names = [goal.name for goal in self.objectives]
+        return [t for t in self if t.state in states and all(t.value(name) is not None for name in names)]
+
     def objective_values(self, trial: Trial) -> list[float] | None:
         """Return a trial's value of every objective, in their order; None unless all are known."""
         values = [trial.value(objective.name) for objective in self.objectives]
@@ -215,6 +227,7 @@ class Run:
         self.running.pop(event["key"], None)
         self.finished_keys[event["key"]] = event["ok"]
         trial.wall_s += event.get("wall_s", 0.0)
+        trial.finished = event["time"]
         trial.files[stage] = f"results/{event['key']}.json"
         if not event["ok"]:
             trial.state, trial.reason = "failed", trial.reason or event["reason"]

@@ -40,6 +40,7 @@ class Trial:
         figures: predicted without building: parameters, state_bytes, flops_per_token, ...
         families, kernels: rule families of its mixers, and distinct family/form names.
         note: what a reader must know, such as how a baseline was resized.
+        started, finished: when its first evaluation was submitted and its last one ended; seconds of the epoch.
         wall_s: seconds spent on its evaluations.
         files: stage -> result file, relative to the run.
     """
@@ -66,6 +67,7 @@ class Trial:
     kernels: list[str] = field(default_factory=list)
     note: str = ""
     started: float | None = None
+    finished: float | None = None
     wall_s: float = 0.0
     files: dict[str, str] = field(default_factory=dict)
     folder: Path = field(default_factory=Path, repr=False)

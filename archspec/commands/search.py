@@ -75,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(result: Any, as_json: bool) -> None:
-    from archspec.search.report.survey import survey
     from archspec.search.report.tables import by_first_objective, front_lines, run_data, trial_data
     from archspec.search.report.text import console, show
+    from archspec.search.survey import survey
 
     standing = survey(result.run)
     if as_json:

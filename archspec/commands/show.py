@@ -21,9 +21,9 @@ def register(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the trial."""
     from archspec.search.report.lookup import find_run, find_trial
-    from archspec.search.report.survey import survey
     from archspec.search.report.tables import trial_data, trial_lines
     from archspec.search.report.text import console, show
+    from archspec.search.survey import survey
 
     found = find_run(args.run_dir)
     trial = find_trial(found, args.trial)

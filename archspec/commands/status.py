@@ -20,9 +20,9 @@ def register(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the state of the run."""
     from archspec.search.report.lookup import find_run
-    from archspec.search.report.survey import survey
     from archspec.search.report.tables import best, run_data, running, status_lines
     from archspec.search.report.text import console, show
+    from archspec.search.survey import survey
 
     found = find_run(args.run_dir)
     standing = survey(found)

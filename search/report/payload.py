@@ -15,7 +15,7 @@ from archspec.search.report.coordinates import coordinates
 from archspec.search.report.figures import Column, columns_of, entries_of, number, readable
 from archspec.search.report.liveness import status_of
 from archspec.search.report.spectext import spec_text
-from archspec.search.report.survey import Survey, survey
+from archspec.search.survey import Survey, history, survey
 from archspec.search.trial import Trial
 
 MAX_TRIALS = 2000  # in one page; beyond it the least telling trials are left out, and the page says so
@@ -51,6 +51,7 @@ def report_data(run: Run) -> dict[str, Any]:
         "correlation_note": correlation_note(run),
         "correlations": [_correlation(item) for item in run.correlations],
         "hypervolume": hypervolume_facts(run, found),
+        "history": [list(vars(moment).values()) for moment in history(run)],
         "environment": flattened(run.environment),
     }
 

@@ -24,8 +24,8 @@ from archspec.search.report.payload import (
     moment,
 )
 from archspec.search.report.spectext import spec_text
-from archspec.search.report.survey import Survey
 from archspec.search.report.text import Row, Table, clean, facts, shortened, sparkline, wrapped
+from archspec.search.survey import Moment, Survey, history
 from archspec.search.trial import Trial
 
 ARROWS = {"maximize": "↑", "minimize": "↓", None: ""}
@@ -34,24 +34,47 @@ SCORE_GROUPS = ("Objectives", "Test scores", "Training-free", "Size", "Measured 
 Lines = list[Text | str]
 
 
-def front_lines(run: Run, found: Survey, trials: Sequence[Trial], width: int) -> Lines:
-    """Return the table of ``trials``, the hypervolume and the correlations."""
+def front_lines(run: Run, found: Survey, trials: Sequence[Trial], width: int, worst: Sequence[str] = ()) -> Lines:
+    """Return the table of ``trials``, the hypervolume and the correlations.
+
+    ``worst``: the objectives whose reference is the worst value known, for want of one in the search file.
+    """
     columns = [column for column in columns_of(run) if column.group == "Objectives"]
     told = {objective.metric for objective in run.objectives}
     extra = [column for column in columns_of(run) if column.key in {"parameters", "state_bytes"} - told]
     goals = ", ".join(f"{column.label} {ARROWS[column.direction]}" for column in columns)
-    share = f"{len(found.front)} of {len(run.trained)} trained trials are on the front over {goals}"
+    sort = "trained" if all(trial.state == "trained" for trial in run.contenders) else "evaluated"
+    share = f"{len(found.front)} of {found.compared} {sort} trials are on the front over {goals}"
     lines: Lines = [*heading(run, width), *wrapped(share, width), ""]
     lines += front_table(trials, found, [*columns, *extra], width)
-    lines += ["", *facts(hypervolume_facts(run, found), width), ""]
+    pairs = hypervolume_facts(run, found) + growth_facts(history(run))
+    if worst:
+        pairs.append(("worst known", f"is the reference for {', '.join(worst)}: compare no other run's hypervolume"))
+    lines += ["", *facts(pairs, width), ""]
     return lines + correlation_lines(run.correlations, run, width)
 
 
 def by_first_objective(run: Run) -> list[Trial]:
-    """Return the trained trials, the best in the first objective first."""
+    """Return the trials that compete for the front, the best in the first objective first."""
     goal = run.objectives[0]
-    known = [(value, trial) for trial in run.trained if (value := trial.value(goal.name)) is not None]
+    known = [(value, trial) for trial in run.contenders if (value := trial.value(goal.name)) is not None]
     return [trial for _, trial in sorted(known, key=lambda pair: (goal.loss(pair[0]), pair[1].number))]
+
+
+def growth_facts(moments: Sequence[Moment]) -> list[tuple[str, str]]:
+    """Return how the hypervolume grew: a sparkline over the trials, and when it last did."""
+    if len(moments) < 2 or not moments[-1].hypervolume:
+        return []
+    values = [moment.hypervolume for moment in moments]
+    kept = [values[round(index * (len(values) - 1) / 39)] for index in range(40)] if len(values) > 40 else values
+    last = next(moment for moment in moments if moment.hypervolume == values[-1])
+    most = next(moment for moment in moments if moment.hypervolume >= 0.9 * values[-1])
+    when = "" if last.seconds is None else f", {duration(last.seconds)} after the start"
+    grown = f"90% of it after {most.num_trials:,} of {moments[-1].num_trials:,} trials"
+    return [
+        ("over the trials", f"{sparkline(kept)} {number(values[0])} to {number(values[-1])}"),
+        ("last grew", f"at trial {last.num_trials:,}{when}; {grown}"),
+    ]
 
 
 def heading(run: Run, width: int) -> list[Text]:

@@ -38,9 +38,18 @@ function correlationRow(row) {
 function facts(entries) {
   return el("dl", { class: "facts" }, entries.flatMap(([label, value]) => [el("dt", {}, label), el("dd", {}, value)]));
 }
+// A front stands until another joins it: the hypervolume goes up in steps.
+const stepped = (points) => points.flatMap(([x, y], at) => (at ? [[x, points[at - 1][1]], [x, y]] : [[x, y]]));
+function growth() {
+  if (data.history.length < 2) return null;
+  const timed = data.history.filter(([, seconds]) => seconds !== null).map(([, seconds, volume]) => [seconds / 3600, volume]);
+  return el("div", { class: "charts", id: "growth" },
+    drawChart(stepped(data.history.map(([count, , volume]) => [count, volume])), "Hypervolume over trials", " trials"),
+    drawChart(stepped(timed), "Hypervolume over time", " h", (hours) => significant(hours)));
+}
 function buildRun() {
   document.getElementById("run").append(...[
-    el("h2", {}, "Hypervolume and environment"), facts(data.hypervolume), el("h3", {}, "Environment"), facts(data.environment),
+    el("h2", {}, "Hypervolume and environment"), facts(data.hypervolume), growth(), el("h3", {}, "Environment"), facts(data.environment),
   ]);
 }
 function firstSelected() {

@@ -22,7 +22,7 @@ from archspec.search.report.figures import Entry, number, with_spread
 from archspec.search.report.page import embed_json
 from archspec.search.report.payload import report_data
 from archspec.search.report.spectext import spec_text
-from archspec.search.report.survey import survey
+from archspec.search.survey import survey
 from archspec.yamltext import parse
 
 MakeRun = Callable[..., Path]
