@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from archspec.errors import RunError
 from archspec.search.executors import Executor, Outcome, Request
 from archspec.search.records import Run
 from archspec.search.rundir import RunFolder, write_json
@@ -27,7 +28,8 @@ class Dispatcher:
 
     A result file is an evaluation done, whether or not the log knows it yet: what a kill left between renaming and
     logging is logged when the request comes up again. A worker's death is repeated ``MAX_DEATHS`` times and then
-    recorded as the evaluation's failure.
+    recorded as the evaluation's failure. A lost machine is nobody's fault, and counts only as one of the
+    ``MAX_STARTS``. A result that cannot be written ends the run, which continues once there is room.
     """
 
     def __init__(
@@ -99,6 +101,11 @@ class Dispatcher:
         del self._flying[outcome.key]
         if self._folder.result(outcome.key).is_file():
             self._record(request)
+        elif outcome.status == "unwritable":
+            raise RunError(outcome.reason)
+        elif outcome.status == "lost":
+            self._emit("lost", key=outcome.key, trial=request["trial"], stage=request["stage"], reason=outcome.reason)
+            self._queue.appendleft(request)
         elif outcome.status == "died" and self._run.deaths.get(outcome.key, 0) + 1 < MAX_DEATHS:
             self._emit("died", key=outcome.key, trial=request["trial"], stage=request["stage"], reason=outcome.reason)
             self._queue.appendleft(request)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ from archspec.search.requests import prepare, requests_for
 from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import SearchFile, promotion_metrics, rankable
 from archspec.search.settings import score_name
+from archspec.search.storage import storage_errors
 from archspec.search.study import JOURNAL, SearchStudy
 from archspec.search.trial import Trial
 from archspec.yamltext import LocatedMap, parse
@@ -74,17 +76,20 @@ class Driver:
         self._log = EventLog(path)
         self._candidates: dict[int, Candidate] = {}
         self._by_hash = {trial.hash: trial.number for trial in reversed(list(self.run)) if trial.state != "rejected"}
+        self._opened = ExitStack()
         self._deadline = None if limits.timeout_s is None else time.monotonic() + limits.timeout_s
 
     def execute(self) -> str:
         """Run to the end, or until stopped; return the status: finished, interrupted, timeout or exhausted."""
         self._dispatcher = Dispatcher(self._folder, self.run, self.emit, self._executor, self._progress)
         try:
-            status = self._work()
+            with storage_errors():
+                status = self._work()
         except StoppedEarly as stopped:
             status = str(stopped)
         finally:
             self._executor.shutdown()
+            self._opened.close()
         self._dispatcher.withdraw()
         conclude(self.run, self._prepared, self._folder, self.emit)
         self.emit("stopped", reason=status)
@@ -112,8 +117,16 @@ class Driver:
         settings = self._search.settings
         among = parameters(self._search.space)
         self._study = SearchStudy(
-            self._folder.path / JOURNAL, settings.study, self._search.objectives, settings.sampler, settings.seed, among
+            self._folder.path / JOURNAL,
+            settings.study,
+            self._search.objectives,
+            settings.sampler,
+            settings.seed,
+            among,
+            settings.storage.url if settings.storage is not None else None,
+            self._folder.identity,
         )
+        self._opened.callback(self._study.close)
         self._proposer = Proposer(self._search, self._study, self.run, self._offset, among)
         self._start_baselines()
         while (size := self._round_size()) > 0:

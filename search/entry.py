@@ -18,7 +18,8 @@ from archspec.search.driver import Driver, Limits, OnEvent
 from archspec.search.executors import Setup, make_executor
 from archspec.search.families import Metric, Task
 from archspec.search.records import Run
-from archspec.search.rundir import RunFolder
+from archspec.search.resources import Resources
+from archspec.search.rundir import IDENTITY, RunFolder
 from archspec.search.searchfile import SearchFile, load_search_file
 from archspec.search.survey import survey
 from archspec.search.trial import Trial
@@ -77,6 +78,8 @@ def run(
     on_event: OnEvent | None = None,
     on_start: Callable[[Run], None] | None = None,
     executor: str = "local",
+    address: str | None = None,
+    storage: str | None = None,
     overrides: Sequence[str] = (),
     command: str = "",
 ) -> SearchResult:
@@ -93,7 +96,8 @@ def run(
         tasks, metrics: replace the file's; classes of your own must live in a module, or in the script that runs.
         on_event: called with every event as it is logged, and with the progress of evaluations.
         on_start: called once with the run, which is kept up to date while the search goes on.
-        executor: ``local``.
+        executor: ``local``, ``inprocess`` or ``ray``; ``address`` of a running Ray cluster, or ``auto``.
+        storage: a database's URL for the Optuna study, instead of the journal in the run's folder.
         overrides: texts ``a.b=value`` on the file.
         command: what continues this run, for the record.
 
@@ -107,14 +111,27 @@ def run(
             "put the call under `if __name__ == '__main__':`, or move the classes to a module"
         )
     changes = {"seed": seed, "study": study, "device": device, "trials": trials, "timeout_s": timeout}
+    changes |= {"workers": workers, "storage": storage}
     search = load_search_file(
-        search_file, overrides, tasks=tasks, metrics=metrics, changes={**changes, "workers": workers}
+        search_file,
+        overrides,
+        tasks=tasks,
+        metrics=metrics,
+        changes=changes,
     )
     settings = search.settings
     path = Path(run_dir) if run_dir is not None else Path(runs_dir) / settings.study
     limits = Limits(settings.trials or settings.candidates, settings.timeout_s, command)
     with RunFolder(path, search) as folder:
-        setup = Setup(folder.path / "logs", *_sources(search), settings.evaluation_timeout_s)
+        setup = Setup(
+            folder.path / "logs",
+            *_sources(search),
+            settings.evaluation_timeout_s,
+            settings.resources or Resources(),
+            address,
+            folder.identity,
+            folder.path / IDENTITY,
+        )
         pool = make_executor(executor, settings.workers, settings.device, setup)
         driver = Driver(search, folder, pool, limits, on_event)
         if on_start is not None:

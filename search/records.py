@@ -218,6 +218,9 @@ class Run:
         self.running.pop(event["key"], None)
         self.deaths[event["key"]] = self.deaths.get(event["key"], 0) + 1
 
+    def _on_lost(self, event: Event) -> None:
+        self.running.pop(event["key"], None)
+
     def _on_cancelled(self, event: Event) -> None:
         self.running.pop(event["key"], None)
         self.attempts[event["key"]] = self.attempts.get(event["key"], 1) - 1

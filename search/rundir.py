@@ -8,6 +8,7 @@ import os
 import platform
 import socket
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,7 @@ from archspec.yamltext import parse
 SEARCH = "search.yaml"
 ENVIRONMENT = "environment.json"
 LOCK = "lock"
+IDENTITY = "id"
 PACKAGES = ("torch", "triton", "optuna", "numpy", "pydantic")
 
 
@@ -50,6 +52,14 @@ class RunFolder:
         folder = self.path.parent / ".cache"
         _make(folder)
         return folder
+
+    @property
+    def identity(self) -> str:
+        """What tells this run from every other, wherever its folder is moved to or seen from."""
+        path = self.path / IDENTITY
+        if not path.is_file():
+            write_atomically(path, lambda file: file.write(f"{uuid.uuid4().hex}\n".encode()))
+        return path.read_text().strip()
 
     def result(self, key: str) -> Path:
         """Return the file of an evaluation's result."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -31,6 +32,7 @@ from archspec.component import Count, Flag, Integer, Number, Positive, StrictMod
 from archspec.search.families import Metric, Task
 from archspec.search.names import Direction
 from archspec.search.recipe import Recipe
+from archspec.search.resources import Resources
 
 KnownPoint = Literal["base"] | dict[str, Any]
 StateDtype = Literal["float32", "bfloat16", "float16", "float64"]
@@ -248,6 +250,33 @@ class CostSetting(StrictModel):
     limit_s: Positive = 1.0
 
 
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if not parts.scheme or "://" not in url:
+        raise PydanticCustomError(
+            "storage", "found {found}; required: a database's URL, such as postgresql://user@host/name.", {"found": url}
+        )
+    if parts.password:
+        raise PydanticCustomError(
+            "storage",
+            "the URL holds a password, which the run's folder would keep in plain text; leave it out, and set "
+            "PGPASSWORD or write ~/.pgpass.",
+            {},
+        )
+    return url
+
+
+class StorageSetting(StrictModel):
+    """Where the study is kept.
+
+    Args:
+        url: a database's, as SQLAlchemy writes it, without a password: ``postgresql://user@host/name``,
+            ``sqlite:////absolute/path.db``.
+    """
+
+    url: Annotated[Text, AfterValidator(_without_password)]
+
+
 class Settings(StrictModel):
     """A search file without its space.
 
@@ -265,6 +294,8 @@ class Settings(StrictModel):
         workers: worker processes; default: one per core, or per GPU.
         device: where candidates run, ``cpu`` or ``cuda``.
         keep_weights: keep the trained weights of every trained candidate.
+        storage: a database for the Optuna study; default: a journal in the run's folder.
+        resources: what one trial takes of a machine; default: one core, or one GPU.
     """
 
     study: Annotated[Text, AfterValidator(_folder_name)]
@@ -291,6 +322,10 @@ class Settings(StrictModel):
     workers: Count | None = None
     device: Text = "cpu"
     keep_weights: Flag = True
+    storage: Annotated[
+        StorageSetting | None, BeforeValidator(lambda value: {"url": value} if isinstance(value, str) else value)
+    ] = None
+    resources: Resources | None = None
 
     def tokens_of(self, rung: Rung, task: str) -> int:
         """Return the training tokens of a task on a rung."""

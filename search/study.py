@@ -1,4 +1,4 @@
-"""The Optuna study of a run: ask and tell over journal storage, by proposals that a kill does not change.
+"""The Optuna study of a run: ask and tell over a journal or a database, by proposals that a kill does not change.
 
 A proposal of one of Optuna's samplers depends on the trials before it and on (seed, trial number, parameter name)
 alone: every draw has a sampler of its own, seeded by these. So a trial that a kill left half asked is taken up again
@@ -22,17 +22,15 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from archspec.errors import RunError
-from archspec.search.eventlog import trim_torn_line
-from archspec.search.names import Direction, Objective
+from archspec.search.names import Objective
 from archspec.search.points import Values
 from archspec.search.settings import Sampler
 from archspec.search.space import Range
+from archspec.search.storage import open_database, open_journal
 
 JOURNAL = "journal.log"
 
@@ -43,6 +41,7 @@ class SearchStudy:
     Args:
         path: the journal; ``name`` the study's name in it.
         parameters: every parameter of the space with its values; only ``qmc`` needs them.
+        url: a database that holds the study instead; ``identity`` that of the run it belongs to.
     """
 
     def __init__(
@@ -53,13 +52,25 @@ class SearchStudy:
         sampler: Sampler,
         seed: int,
         parameters: Mapping[str, Values] | None = None,
+        url: str | None = None,
+        identity: str = "",
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.seed = seed
         self._objectives = objectives
-        self._study = _open(path, name, [objective.direction for objective in objectives])
+        directions = [objective.direction for objective in objectives]
+        self._place, self._lock = url or str(path), None
+        if url is None:
+            self._study = open_journal(path, name, directions)
+        else:
+            self._study, self._lock = open_database(url, name, directions, identity)
         distributions = {name: distribution(values) for name, values in (parameters or {}).items()}
         self._sampler = _Seeded(sampler, seed, distributions)
+
+    def close(self) -> None:
+        """Let other drivers have the study."""
+        if self._lock is not None:
+            self._lock.close()
 
     def ask(self) -> Asked:
         """Return the sampler's next proposal."""
@@ -143,7 +154,7 @@ class SearchStudy:
             return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number))
         except KeyError:
             raise RunError(
-                f"{JOURNAL}: trial {number} of the event log is not in the study; the run was edited or damaged"
+                f"{self._place}: trial {number} of the event log is not in the study; the run was edited or damaged"
             ) from None
 
 
@@ -243,14 +254,3 @@ def distribution(values: Values) -> BaseDistribution:
     if values.whole:
         return IntDistribution(int(values.low), int(values.high), values.log, int(values.step or 1))
     return FloatDistribution(values.low, values.high, values.log, values.step)
-
-
-def _open(path: Path, name: str, directions: Sequence[Direction]) -> Study:
-    trim_torn_line(path)
-    for lock in path.parent.glob(f"{path.name}.lock*"):
-        lock.unlink()  # the run's own lock keeps other drivers out: this one was left by a kill
-    try:
-        storage = JournalStorage(JournalFileBackend(str(path)))
-        return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: the study cannot be read ({error}); the journal was edited or damaged") from error

@@ -29,7 +29,13 @@ def register(verbs: Any) -> None:
     parser.add_argument("--seed", type=int, help="replaces the file's seed")
     parser.add_argument("--study", metavar="NAME", help="replaces the file's study: the name of the run's folder")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie (runs/)")
-    parser.add_argument("--executor", default="local", help="where evaluations run (default: local)")
+    parser.add_argument("--executor", default="local", help="local (default), inprocess or ray: where evaluations run")
+    parser.add_argument(
+        "--address", metavar="A", help="a running Ray cluster's address, or auto (default: this machine)"
+    )
+    parser.add_argument(
+        "--storage", metavar="URL", help="a database for the study, such as postgresql://user@host/name"
+    )
     parser.add_argument("--plugin", action="append", metavar="MODULE", help="a module that defines components")
     parser.add_argument("--dry-run", action="store_true", help="show the space, samples, kernels and cost; run nothing")
     parser.add_argument(
@@ -58,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
             study=args.study,
             runs_dir=args.runs_dir,
             executor=args.executor,
+            address=args.address,
+            storage=args.storage,
             overrides=args.overrides,
             on_event=progress,
             on_start=progress.attach,
@@ -131,11 +139,12 @@ def _print_dry_run(found: Any) -> None:
 def _command(args: argparse.Namespace) -> str:
     """Return the command that continues this run."""
     words = ["archspec", "search", args.file]
-    for flag in ("trials", "timeout", "workers", "device", "seed", "study"):
+    for flag in ("trials", "timeout", "workers", "device", "seed", "study", "storage"):
         value = getattr(args, flag)
         words += [] if value is None else [f"--{flag}", str(value)]
     words += [] if args.runs_dir == Path("runs") else ["--runs-dir", str(args.runs_dir)]
     words += [] if args.executor == "local" else ["--executor", args.executor]
+    words += [] if args.address is None else ["--address", args.address]
     for name in args.plugin or []:
         words += ["--plugin", name]
     for text in args.overrides:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from archspec.errors import UnsupportedError, unknown
+from archspec.search.resources import Resources
 
 Request = Mapping[str, Any]
-EXECUTORS = ("local",)
+EXECUTORS = ("inprocess", "local", "ray")
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,14 @@ class Outcome:
 
     Fields:
         key: the request's.
-        status: ``finished`` (the result file is there), ``died`` (its worker is gone), ``overtime`` (it was stopped
-            for taking too long), or ``progress`` (``data`` says how far it is).
-        reason: why it died.
+        status: ``finished`` (the result file is there), ``died`` (its worker is gone), ``lost`` (the machine is gone:
+            no fault of the evaluation), ``overtime`` (it was stopped for taking too long), ``unwritable`` (its result
+            could not be written: a full disk), or ``progress`` (``data`` says how far it is).
+        reason: why.
     """
 
     key: str
-    status: Literal["finished", "died", "overtime", "progress"]
+    status: Literal["finished", "died", "lost", "overtime", "unwritable", "progress"]
     reason: str = ""
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -56,29 +58,47 @@ class Setup:
 
     Fields:
         modules: modules that define components; ``main``: a script that does.
-        logs: folder for the workers' own output.
+        logs: folder for the workers' own output, in the run's folder.
         evaluation_timeout_s: longest time for one evaluation; None without limit.
+        resources: what one trial takes.
+        address: of a running Ray cluster, or ``auto``; None for the machine's own.
+        identity: the run's, and the file that holds it: by these a worker knows whether it sees the run's folder.
     """
 
     logs: Path
     modules: tuple[str, ...] = ()
     main: str | None = None
     evaluation_timeout_s: float | None = None
+    resources: Resources = field(default_factory=Resources)
+    address: str | None = None
+    identity: str = ""
+    identity_file: Path | None = None
 
 
 def make_executor(name: str, num_workers: int | None, device: str, setup: Setup) -> Executor:
     """Return an executor by name.
 
     Args:
-        name: ``local``, a pool of worker processes on this machine.
-        num_workers: evaluations at a time; default: one per core, or per GPU.
+        name: ``local``, a pool of worker processes on this machine; ``inprocess``, the driver itself; ``ray``, tasks
+            on a Ray cluster.
+        num_workers: evaluations at a time; default: as many as cores, GPUs or the cluster's nodes hold.
         device: ``cpu``, ``cuda``, or one GPU, ``cuda:1``.
 
     Raises:
         UnsupportedError: for an unknown executor or a device that is not there.
     """
+    if setup.address is not None and name != "ray":
+        raise UnsupportedError(f"--address {setup.address}: executor {name} has no address; use --executor ray")
     if name == "local":
         from archspec.search.executors.local import LocalPool
 
         return LocalPool(num_workers, device, setup)
+    if name == "inprocess":
+        from archspec.search.executors.inprocess import InProcess
+
+        return InProcess(num_workers, device, setup)
+    if name == "ray":
+        from archspec.search.executors.cluster import RayCluster
+
+        return RayCluster(num_workers, device, setup)
     raise UnsupportedError(f"executor: {unknown('executor', name, EXECUTORS)}")

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from archspec.errors import UnsupportedError
 from archspec.search.executors import Outcome, Request, Setup
+from archspec.search.resources import Resources
 from archspec.search.rundir import available_cores
 
 START = (
@@ -46,8 +47,8 @@ class LocalPool:
 
     def __init__(self, num_workers: int | None, device: str, setup: Setup) -> None:
         self._gpus = _gpus(device)
-        self._capacity = num_workers or len(self._gpus) or available_cores()
-        self._setup = setup
+        self._setup, self._resources = setup, setup.resources
+        self._capacity = num_workers or _slots(len(self._gpus), self._resources)
         self._workers: list[_Worker] = []
 
     @property
@@ -108,7 +109,7 @@ class LocalPool:
             while worker.connection.poll():
                 message = worker.connection.recv()
                 found.append(Outcome(**message))
-                if message["status"] == "finished":
+                if message["status"] != "progress":
                     worker.key = None
         except (EOFError, OSError):
             reason = self._death(worker)
@@ -119,16 +120,18 @@ class LocalPool:
 
     def _start(self, slot: int) -> _Worker:
         ours, theirs = Pipe()
-        environment = dict(os.environ, ARCHSPEC_WORKER="1")
+        environment, threads = dict(os.environ, ARCHSPEC_WORKER="1"), max(1, int(self._resources.cpus))
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         else:
-            environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+            environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
         setup = {
             "path": sys.path,
             "socket": theirs.fileno(),
             "modules": self._setup.modules,
             "main": self._setup.main,
+            "threads": threads,
+            "memory_fraction": self._resources.memory_fraction,
         }
         log = (self._setup.logs / f"worker-{slot}.log").open("ab")
         process = subprocess.Popen(
@@ -163,6 +166,13 @@ class LocalPool:
             log.seek(max(0, os.path.getsize(worker.log.name) - LOG_TAIL_BYTES))
             lines = log.read().decode(errors="replace").strip().splitlines()
         return f"the worker ended with exit code {code}" + (f": {lines[-1].strip()}" if lines else "")
+
+
+def _slots(gpus: int, resources: Resources) -> int:
+    """Return how many evaluations this machine holds at a time: by its GPUs where they are used, else by its cores."""
+    if gpus:
+        return gpus * int(1 / (resources.gpus or 1.0) + 1e-9)
+    return max(1, int(available_cores() / resources.cpus))
 
 
 def _gpus(device: str) -> list[str]:

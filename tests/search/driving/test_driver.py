@@ -87,6 +87,14 @@ def test_a_search_evaluates_all_promotes_some_and_trains_those_and_the_baselines
         assert run.objective_values(trial) is not None
 
 
+def test_the_drivers_own_process_finds_what_workers_find(
+    finished: SearchResult, tmp_path: Path, tiny_text: str
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny_text)
+    found = search.run(tmp_path / "tiny.yaml", runs_dir=tmp_path / "runs", executor="inprocess")
+    assert table(found.run) == table(finished.run)
+
+
 def test_no_architecture_is_evaluated_twice_and_constraints_hold(finished: SearchResult) -> None:
     run = finished.run
     hashes = [trial.hash for trial in run if trial.state != "rejected"]

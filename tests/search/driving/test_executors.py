@@ -20,6 +20,7 @@ from archspec.search.candidates import Candidate, admit, named
 from archspec.search.executors import Outcome, Setup, make_executor
 from archspec.search.executors.local import LocalPool
 from archspec.search.requests import prepare, requests_for
+from archspec.search.resources import Resources
 
 SLEEPER = """
 import time
@@ -166,7 +167,9 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path, request_of: Any) ->
 
 
 def test_unknown_executors_and_absent_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnsupportedError, match=r"unknown executor 'locl'; known: local\. Did you mean 'local'\?"):
+    with pytest.raises(
+        UnsupportedError, match=r"unknown executor 'locl'; known: inprocess, local, ray\. Did you mean 'local'\?"
+    ):
         make_executor("locl", 1, "cpu", Setup(tmp_path))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UnsupportedError, match="device cuda: this machine has no usable GPU; use --device cpu"):
@@ -177,3 +180,28 @@ def test_unknown_executors_and_absent_gpus_are_refused(tmp_path: Path, monkeypat
     assert make_executor("local", None, "cuda:1", Setup(tmp_path)).capacity == 1
     with pytest.raises(UnsupportedError, match="device cuda:2: no such GPU; there are 2, from cuda:0"):
         make_executor("local", None, "cuda:2", Setup(tmp_path))
+
+
+def test_the_drivers_own_process_evaluates_one_at_a_time(tmp_path: Path, request_of: Any) -> None:
+    executor = make_executor("inprocess", None, "cpu", Setup(tmp_path))
+    request = {**request_of("here", 0.0), "metrics": [{"kind": "state_size"}]}
+    executor.submit(request)
+    with pytest.raises(RuntimeError, match="busy"):
+        executor.submit(request)
+    assert executor.wait(0.0) == [Outcome("here", "finished")]
+    assert json.loads((tmp_path / "results" / "here.json").read_bytes())["status"] == "ok"
+    assert executor.wait(0.0) == []
+    executor.submit(request)
+    executor.cancel("here")
+    assert executor.wait(0.0) == []
+    with pytest.raises(UnsupportedError, match="found 2 workers; there is one, the driver itself"):
+        make_executor("inprocess", 2, "cpu", Setup(tmp_path))
+    with pytest.raises(UnsupportedError, match="evaluation_timeout_s needs a process that can be stopped"):
+        make_executor("inprocess", 1, "cpu", Setup(tmp_path, evaluation_timeout_s=1.0))
+
+
+def test_a_pool_holds_as_many_trials_as_their_resources_allow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("archspec.search.executors.local.available_cores", lambda: 8)
+    assert make_executor("local", None, "cpu", Setup(tmp_path, resources=Resources(cpus=3))).capacity == 2
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert make_executor("local", None, "cuda", Setup(tmp_path, resources=Resources(gpus=0.4))).capacity == 4

@@ -1,0 +1,137 @@
+"""The far end of a cluster: one evaluation in a worker process on any node, and what goes back to the driver.
+
+Where the worker sees the run's folder (shared storage, told by the run's identity, not by a path that looks alike),
+the result is renamed into place there, and is durable before the driver hears of it. Where it does not, the files
+travel back and the driver writes them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from archspec.errors import RunError
+from archspec.search.executors.worker import load_components, prepare_device
+
+OVERTIME_EXIT = 75
+CACHE = Path(tempfile.gettempdir()) / f"archspec-{os.getuid()}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker on a cluster needs beside its request.
+
+    Fields:
+        versions: of the libraries that must be the same here as at the driver.
+        identity: the run's; ``identity_file`` holds it where the run's folder is shared.
+        data: files that requests name, by path at the driver: what fetches the bytes of one.
+        memory_fraction: the share of a GPU's memory that this process may take.
+        limit_s: longest time for one evaluation.
+    """
+
+    versions: Mapping[str, str]
+    identity: str
+    identity_file: str
+    modules: tuple[str, ...] = ()
+    main: str | None = None
+    threads: int = 1
+    memory_fraction: float | None = None
+    limit_s: float | None = None
+    data: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back: ``done``, with the result's files where storage is not shared; ``refused`` or ``unwritable``,
+    with the reason."""
+
+    status: str
+    reason: str = ""
+    files: tuple[tuple[str, bytes], ...] = ()
+
+
+def serve(request: Mapping[str, Any], job: Job) -> Answer:
+    """Evaluate one request in this process."""
+    different = [
+        f"{name} {here} here, {job.versions[name]} at the driver"
+        for name, here in versions().items()
+        if here != job.versions[name]
+    ]
+    if different:
+        return Answer("refused", f"{'; '.join(different)}: install the same versions on every node")
+    prepare_device(job.threads, job.memory_fraction)
+    load_components(job.modules, job.main)
+    request = _localised(request, job)
+    with _limited(job.limit_s):
+        return _evaluated(request, job)
+
+
+@contextmanager
+def _limited(limit_s: float | None) -> Iterator[None]:
+    """End this process when what is done here takes too long: nothing milder stops a kernel."""
+    if limit_s is None:
+        yield
+        return
+    timer = threading.Timer(limit_s, os._exit, (OVERTIME_EXIT,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide whether two machines compute the same; archspec itself is sent along."""
+    import platform
+
+    import torch
+
+    return {"python": platform.python_version().rpartition(".")[0], "torch": torch.__version__}
+
+
+def _evaluated(request: Mapping[str, Any], job: Job) -> Answer:
+    from archspec.search.evaluation import evaluate
+
+    try:
+        if is_shared(Path(job.identity_file), job.identity):
+            evaluate(request)
+            return Answer("done")
+        with tempfile.TemporaryDirectory(prefix="archspec-") as folder:
+            evaluate({**request, "results": folder})
+            return Answer("done", files=tuple((path.name, path.read_bytes()) for path in Path(folder).iterdir()))
+    except RunError as error:
+        return Answer("unwritable", str(error))
+
+
+def is_shared(path: Path, identity: str) -> bool:
+    """Say whether this machine sees the run's own folder."""
+    return path.is_file() and path.read_text().strip() == identity
+
+
+def _localised(request: Mapping[str, Any], job: Job) -> dict[str, Any]:
+    """Return the request with the files it names on this machine: fetched where storage is not shared."""
+    found = dict(request)
+    task = dict(found.get("task") or {})
+    for name, value in task.items():
+        if isinstance(value, str) and value in job.data and not Path(value).is_file():
+            task[name] = str(_fetched(value, job.data[value]))
+    if task:
+        found["task"] = task
+    return found
+
+
+def _fetched(path: str, fetch: Callable[[], bytes]) -> Path:
+    from archspec.search.rundir import write_atomically
+
+    CACHE.mkdir(mode=0o700, exist_ok=True)
+    local = CACHE / Path(path).name  # a frozen corpus is named by its hash: the same name is the same bytes
+    if not local.is_file():
+        write_atomically(local, lambda file: file.write(fetch()))
+    return local
