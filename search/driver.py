@@ -28,12 +28,13 @@ from archspec.search.ladder import Contender, promote
 from archspec.search.points import parameters
 from archspec.search.proposals import Proposal, Proposer
 from archspec.search.records import FORMAT, replay
-from archspec.search.requests import prepare, requests_for
+from archspec.search.requests import prepare, rechecks_for, requests_for
 from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import SearchFile, promotion_metrics, rankable
 from archspec.search.settings import score_name
 from archspec.search.storage import storage_errors
 from archspec.search.study import JOURNAL, SearchStudy
+from archspec.search.survey import survey
 from archspec.search.trial import Trial
 from archspec.yamltext import LocatedMap, parse
 
@@ -134,7 +135,17 @@ class Driver:
             if len(self.run.closed) - 1 in self.run.exhausted:
                 break
         self._finish([trial.number for trial in self.run if trial.origin == "baseline"])
+        self._recheck()
         return "exhausted" if self.run.exhausted else "finished"
+
+    def _recheck(self) -> None:
+        """Score the front's members again on fresh seeds, where the file asks for it."""
+        if self._search.settings.recheck is None:
+            return
+        members, seeds = sorted(survey(self.run).front), self._search.settings.recheck.seeds
+        for number in members:
+            self._dispatcher.add(rechecks_for(self._prepared, self._candidate(number), number, seeds))
+        self._finish(members)
 
     def _start_baselines(self) -> None:
         known = {trial.name for trial in self.run if trial.origin == "baseline"}

@@ -31,6 +31,7 @@ from archspec.search.names import COSTS, Direction, Objective
 from archspec.search.trial import Trial
 
 FORMAT = 1
+RECHECK = "/recheck/"  # in the name of a stage: re-scoring on fresh seeds
 
 
 @dataclass(frozen=True)
@@ -230,8 +231,12 @@ class Run:
         self.running.pop(event["key"], None)
         self.finished_keys[event["key"]] = event["ok"]
         trial.wall_s += event.get("wall_s", 0.0)
-        trial.finished = event["time"]
         trial.files[stage] = f"results/{event['key']}.json"
+        if RECHECK in stage:  # a second look at a finished trial: what it was found by stays
+            trial.rechecked.update(value.get("scores", {}))
+            trial.recheck_failed = trial.recheck_failed or event["reason"]
+            return
+        trial.finished = event["time"]
         if not event["ok"]:
             trial.state, trial.reason = "failed", trial.reason or event["reason"]
             return

@@ -18,6 +18,7 @@ from archspec.search.searchfile import SearchFile
 from archspec.search.settings import Rung
 
 KEY_DIGITS = 20
+FRESH_SEEDS = 1_000_000  # added to a search's seed: no run of the search itself has used these
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,25 @@ def requests_for(prepared: Prepared, candidate: Candidate, trial: int, index: in
         kinds = [(f"train/{name}", "train", _train(prepared, rung, name)) for name in settings.tasks]
         if index == len(settings.ladder) - 1 and settings.cost.measure:
             kinds.append(("cost", "cost", _cost(prepared)))
+    return _requests(prepared, candidate, trial, index, kinds)
+
+
+def rechecks_for(prepared: Prepared, candidate: Candidate, trial: int, seeds: int) -> list[Request]:
+    """Return what scores a trained candidate again: the last rung's training on ``seeds`` seeds it has not seen."""
+    settings = prepared.search.settings
+    index = len(settings.ladder) - 1
+    fresh = {"seed": settings.seed + FRESH_SEEDS, "keep_weights": False}
+    kinds = []
+    for name in settings.tasks:
+        fields = _train(prepared, settings.ladder[index], name)
+        kinds.append((f"recheck/{name}", "train", {**fields, **fresh, "recipe": {**fields["recipe"], "seeds": seeds}}))
+    return _requests(prepared, candidate, trial, index, kinds)
+
+
+def _requests(
+    prepared: Prepared, candidate: Candidate, trial: int, index: int, kinds: list[tuple[str, str, dict[str, Any]]]
+) -> list[Request]:
+    settings = prepared.search.settings
     shared = {
         "trial": trial,
         "rung": index,

@@ -32,7 +32,7 @@ PREFERRED = ("recall_at_init", "memory_capacity")
 RULE_FAMILIES = tuple(family.name for family in LOWERING)
 
 # What may differ when a run is continued: it changes how long the search goes on, not what it does.
-CONTINUABLE = ("trials", "timeout_s", "workers", "evaluation_timeout_s", "resources")
+CONTINUABLE = ("trials", "timeout_s", "workers", "evaluation_timeout_s", "resources", "recheck")
 
 DocumentPath = tuple[str | int, ...]
 

@@ -240,6 +240,23 @@ class Sampler(StrictModel):
         return {"kind": value} if isinstance(value, str) else value
 
 
+class Recheck(StrictModel):
+    """Score the front's members again, on seeds that the search has not used, before the front is called final.
+
+    Args:
+        seeds: runs per task; at least two, since one says nothing about its spread.
+
+    A bare number is ``seeds``.
+    """
+
+    seeds: Annotated[Count, Field(ge=2)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"seeds": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class CostSetting(StrictModel):
     """How the trained candidates are timed; sizes default to the first task's and the recipe's."""
 
@@ -288,6 +305,7 @@ class Settings(StrictModel):
             unless told otherwise.
         repair: how often a draw that breaks a rule or a constraint is tried again with one value changed, before the
             sampler is asked for another.
+        recheck: whether, and on how many fresh seeds, the front's members are scored again at the end.
         trials: distinct feasible draws in all; default: one round of the ladder.
         timeout_s: seconds after which a run stops, to be continued by the same command.
         evaluation_timeout_s: seconds after which one evaluation is recorded as failed.
@@ -316,6 +334,7 @@ class Settings(StrictModel):
     known: tuple[KnownPoint, ...] = ()
     repair: Annotated[Integer, Field(ge=0)] = 0
     cost: CostSetting = Field(default_factory=CostSetting)
+    recheck: Recheck | None = None
     trials: Count | None = None
     timeout_s: Positive | None = None
     evaluation_timeout_s: Positive | None = None

@@ -35,6 +35,8 @@ class Trial:
         training_free: metric -> {mean, spread}, over initialisation seeds.
         scores: final score -> {mean, spread, interval, n} on the test split; n runs of different seeds.
         validation: the same on the validation split: what promotion and the sampler go by.
+        rechecked: final score -> the same as ``scores``, from fresh seeds at the end; for front members, if asked.
+        recheck_failed: why re-scoring failed; empty where it did not.
         low_fidelity: rung index -> score -> the same as ``validation``, for rungs below the last.
         cost: measured figure -> {median, p20, p80, ...}.
         figures: predicted without building: parameters, state_bytes, flops_per_token, ...
@@ -60,6 +62,8 @@ class Trial:
     training_free: dict[str, dict[str, float]] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     validation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rechecked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recheck_failed: str = ""
     low_fidelity: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)

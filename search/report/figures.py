@@ -12,7 +12,14 @@ from archspec.search.records import Run
 from archspec.search.trial import Trial
 
 Group = Literal[
-    "Objectives", "Test scores", "Training-free", "Size", "Measured cost", "Validation scores", "Earlier rungs"
+    "Objectives",
+    "Test scores",
+    "Re-scored on fresh seeds",
+    "Training-free",
+    "Size",
+    "Measured cost",
+    "Validation scores",
+    "Earlier rungs",
 ]
 UNITS = {"bytes": (1024, " B", " KiB", " MiB", " GiB", " TiB"), "count": (1000, "", "k", "M", "G", "T")}
 _LABELS = {"non_embedding_parameters": "non-embedding parameters", "flops_per_token": "FLOPs per token"}
@@ -70,6 +77,9 @@ def _candidates(run: Run) -> Iterator[Column]:
     for task in run.tasks.values():
         for name, direction in task["scores"].items():
             yield _column(name, "Test scores", direction)
+    ways = {name: way for task in run.tasks.values() for name, way in task["scores"].items()}
+    for name in _first_seen(trial.rechecked for trial in run):
+        yield _column(f"recheck:{name}", "Re-scored on fresh seeds", ways.get(name), f"{readable(name)}, fresh seeds")
     for name, direction in run.metrics.items():
         yield _column(name, "Size" if name in FIGURES else "Training-free", direction)
     trials = list(run)
@@ -125,6 +135,8 @@ def _entry(trial: Trial, key: str) -> Entry | None:
     stage, _, name = key.rpartition(":")
     if stage == "validation":
         return _measured(trial.validation.get(name))
+    if stage == "recheck":
+        return _measured(trial.rechecked.get(name))
     if stage.startswith("rung"):
         return _measured(trial.low_fidelity.get(int(stage[4:]), {}).get(name))
     if key in trial.scores:

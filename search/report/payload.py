@@ -10,6 +10,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from archspec.search.certainty import check_facts, checked
 from archspec.search.records import Correlation, Run
 from archspec.search.report.coordinates import coordinates
 from archspec.search.report.figures import Column, columns_of, entries_of, number, readable
@@ -50,6 +51,7 @@ def report_data(run: Run) -> dict[str, Any]:
         "trials_note": left_out,
         "correlation_note": correlation_note(run),
         "correlations": [_correlation(item) for item in run.correlations],
+        "certainty": check_facts(run, found, checked(run, found)),
         "hypervolume": hypervolume_facts(run, found),
         "history": [list(vars(moment).values()) for moment in history(run)],
         "environment": flattened(run.environment),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich.text import Text
 
+from archspec.search.certainty import Standing, check_facts, checked
 from archspec.search.records import Correlation, Run
 from archspec.search.report.coordinates import coordinates
 from archspec.search.report.figures import Column, columns_of, entries_of, interval, number, readable, with_spread
@@ -30,7 +31,7 @@ from archspec.search.trial import Trial
 
 ARROWS = {"maximize": "↑", "minimize": "↓", None: ""}
 SHORT = {"parameters": "params"}
-SCORE_GROUPS = ("Objectives", "Test scores", "Training-free", "Size", "Measured cost")
+SCORE_GROUPS = ("Objectives", "Test scores", "Re-scored on fresh seeds", "Training-free", "Size", "Measured cost")
 Lines = list[Text | str]
 
 
@@ -46,8 +47,9 @@ def front_lines(run: Run, found: Survey, trials: Sequence[Trial], width: int, wo
     sort = "trained" if all(trial.state == "trained" for trial in run.contenders) else "evaluated"
     share = f"{len(found.front)} of {found.compared} {sort} trials are on the front over {goals}"
     lines: Lines = [*heading(run, width), *wrapped(share, width), ""]
-    lines += front_table(trials, found, [*columns, *extra], width)
-    pairs = hypervolume_facts(run, found) + growth_facts(history(run))
+    members = checked(run, found)
+    lines += front_table(trials, found, [*columns, *extra], width, notes=recheck_notes(run, members))
+    pairs = check_facts(run, found, members) + hypervolume_facts(run, found) + growth_facts(history(run))
     if worst:
         pairs.append(("worst known", f"is the reference for {', '.join(worst)}: compare no other run's hypervolume"))
     lines += ["", *facts(pairs, width), ""]
@@ -83,8 +85,38 @@ def heading(run: Run, width: int) -> list[Text]:
     return [*found, Text(shortened(str(run.folder), width), style="dim")]
 
 
-def front_table(trials: Sequence[Trial], found: Survey, columns: Sequence[Column], width: int) -> list[Text]:
-    """Return trials with their scores, the coordinates of each on a line below."""
+def recheck_notes(run: Run, members: Mapping[int, Standing]) -> dict[int, list[str]]:
+    """Return what fresh seeds said of each re-scored member of the front, and against whom it is undecided."""
+    columns = [column for column in columns_of(run) if column.group == "Re-scored on fresh seeds"]
+    return {member: _recheck_note(run.trials[member], standing, columns) for member, standing in members.items()}
+
+
+def _recheck_note(trial: Trial, standing: Standing, columns: Sequence[Column]) -> list[str]:
+    if trial.recheck_failed:
+        return [f"failed on fresh seeds: {trial.recheck_failed}"]
+    told = []
+    for column in columns:
+        entry = entries_of(trial, [column]).get(column.key)
+        if entry is not None:
+            label = column.label.partition(",")[0]
+            told.append(f"{label} {with_spread(entry, column.unit)} {interval(entry, column.unit)} n = {entry.n}")
+    if not told:
+        return []
+    rivals = ", ".join(f"#{rival}" for rival in standing.rivals[:4]) + (", ..." if len(standing.rivals) > 4 else "")
+    against = {"front": "surely on the front", "undecided": f"undecided against {rivals}"}
+    verdict = against.get(standing.verdict, f"surely dominated by {rivals}")
+    return [f"fresh seeds: {', '.join(told)}; {verdict}"]
+
+
+def front_table(
+    trials: Sequence[Trial],
+    found: Survey,
+    columns: Sequence[Column],
+    width: int,
+    *,
+    notes: Mapping[int, Sequence[str]] | None = None,
+) -> list[Text]:
+    """Return trials with their scores, the coordinates of each on a line below, and its notes."""
     table = Table([">#", "trial", *(f">{SHORT.get(column.key, column.label)}" for column in columns)])
     all_front = all(trial.number in found.front for trial in trials)
     for trial in trials:
@@ -94,7 +126,11 @@ def front_table(trials: Sequence[Trial], found: Survey, columns: Sequence[Column
         style = "bold" if "knee" in marks else "" if marks or all_front else "dim"
         at = "; ".join(item.line() for item in coordinates(trial.spec))
         table.rows.append(
-            Row([str(trial.number), trial.name, *scores], [": ".join(filter(None, [", ".join(marks), at]))], style)
+            Row(
+                [str(trial.number), trial.name, *scores],
+                [": ".join(filter(None, [", ".join(marks), at])), *(notes or {}).get(trial.number, ())],
+                style,
+            )
         )
     return table.render(width)
 
@@ -200,7 +236,9 @@ def trial_data(trial: Trial, run: Run, found: Survey, *, full: bool = False) -> 
     data |= {"front": trial.number in found.front, "knee": trial.number == found.knee, "choices": trial.coordinates}
     data["coordinates"] = [asdict(item) for item in coordinates(trial.spec)]
     if full:
-        data |= {name: getattr(trial, name) for name in ("rule", "validation", "low_fidelity", "spec", "plan")}
+        data |= {
+            name: getattr(trial, name) for name in ("rule", "validation", "rechecked", "low_fidelity", "spec", "plan")
+        }
         data |= {"curves": trial.curves, "weights": {task: str(path) for task, path in trial.weights.items()}}
         data["files"] = {stage: str(run.folder / file) for stage, file in trial.files.items()}
     return data
@@ -219,6 +257,7 @@ def run_data(run: Run, found: Survey) -> dict[str, Any]:
         "knee": found.knee,
         "hypervolume": found.hypervolume,
         "baseline_hypervolume": found.baseline_hypervolume,
+        "certainty": {str(number): asdict(standing) for number, standing in checked(run, found).items()},
         "command": run.command,
         "started": run.started,
         "updated": run.updated,

@@ -49,7 +49,7 @@ function growth() {
 }
 function buildRun() {
   document.getElementById("run").append(...[
-    el("h2", {}, "Hypervolume and environment"), facts(data.hypervolume), growth(), el("h3", {}, "Environment"), facts(data.environment),
+    el("h2", {}, "Hypervolume and environment"), facts(data.certainty), facts(data.hypervolume), growth(), el("h3", {}, "Environment"), facts(data.environment),
   ]);
 }
 function firstSelected() {
