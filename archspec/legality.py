@@ -249,8 +249,10 @@ def _gate_ranges(context: Context) -> Iterator[Finding]:
     for path, gate in _every_gate(context.mixer):
         low, high = _range(context.mixer, gate)
         where = tuple(path.split("."))
-        if path in FRACTIONS and not (low >= 0 and high <= 1):
+        if (path in FRACTIONS or path.endswith(".bound")) and not (low >= 0 and high <= 1):
             yield where, f"keeps a fraction in [0, 1], and {gate.kind} ranges over [{low:g}, {high:g}]; use sigmoid."
+        if gate.keeps is not None and path != "retention.gate":
+            yield where, f"{gate.kind} is a decay, by all tokens so far: write it as the retention's gate."
         if path == "retention.gate" and high <= 0 <= low:
             yield where, "a decay of 0 keeps nothing, and its logarithm does not exist; use a positive fraction."
         if (path in NON_NEGATIVE or path.endswith(".step")) and low < 0:

@@ -118,6 +118,14 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
             {**LINEAR, "update": {"kind": "gradient_descent", "step_size": {"kind": "complement", "of": "nothing"}}},
             "unknown gate 'nothing'",
         ),
+        (
+            {**LINEAR, "retention": {"kind": "decay", "gate": {"kind": "lower_bounded", "bound": "softplus"}}},
+            "keeps a fraction in [0, 1], and softplus ranges over [0, inf]; use sigmoid.",
+        ),
+        (
+            {**LINEAR, "readout": {"gate": "running_softmax"}},
+            "running_softmax is a decay, by all tokens so far: write it as the retention's gate.",
+        ),
     ],
 )
 def test_what_means_nothing_is_said(mixer: dict[str, Any], said: str) -> None:
