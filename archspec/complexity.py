@@ -9,12 +9,12 @@ them), stored keys, values, convolution and shift buffers in the model's dtype.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from archspec.composition import Mixer
 from archspec.declarations import mixer_parameters, num_accumulated, num_buffered
 from archspec.initial import ZEROS, Parameter
-from archspec.kept import Kept, Stored
+from archspec.kept import Kept, Stored, num_older
 from archspec.program import RunLayer, unroll
 from archspec.rule import Rule
 from archspec.schema import Block, BlockName, Cycle, Layout, Loop, MemoryMixer, Spec
@@ -145,8 +145,9 @@ def _rule_flops(rule: Rule, context: int) -> int:
     """Matrix products of the recurrent form: predict, pull back and read, or score and mix the stored tokens."""
     dims, heads = rule.dims, rule.dims.num_heads
     if rule.memory.grows:
-        window = getattr(rule.memory, "window", None)
-        seen = context if window is None else min(window, context)
+        window, sinks, stride = _sight(rule)
+        older = 0 if window is None else max(0, context - window)
+        seen = context - older + num_older(older, sinks, stride)
         return 2 * heads * seen * (dims.key_dim + dims.value_dim)
     sizes = [rows * columns for rows, columns in rule.memory.weights(dims).values()]
     total = sum(sizes)
@@ -155,6 +156,12 @@ def _rule_flops(rule: Rule, context: int) -> int:
     predict_flops = 0 if rule.bias.error == "value" and len(sizes) == 1 else total
     back = total + (total - sizes[0])
     return 2 * heads * (predict_flops + back + total)
+
+
+def _sight(rule: Rule) -> tuple[int | None, int, int | None]:
+    """Return window, sinks and stride of a memory of tokens."""
+    memory = rule.memory
+    return getattr(memory, "window", None), getattr(memory, "sinks", 0), getattr(memory, "stride", None)
 
 
 def mixer_kept(mixer: Mixer, model_dim: int) -> Kept:
@@ -176,11 +183,11 @@ def _rule_kept(rule: Rule, mixer: MemoryMixer) -> Kept:
         return Kept(memory=dims.num_heads * total, stored=_window_kept(rule, mixer))
     groups = {name: mixer.projection(name).heads or dims.num_heads for name in ("key", "value")}  # type: ignore[arg-type]
     heads = groups["key"] if groups["key"] == groups["value"] else dims.num_heads
-    window = getattr(rule.memory, "window", None)
-    most = None if window is None else window - 1
-    stored = [Stored(heads * (dims.key_dim + dims.value_dim), most, mixer.prefix)]
+    window, sinks, stride = _sight(rule)
+    store = Stored(0, None if window is None else window - 1, mixer.prefix, sinks=sinks, stride=stride)
+    stored = [replace(store, each=heads * (dims.key_dim + dims.value_dim))]
     if rule.retention.decay_gate is not None:
-        stored.append(Stored(dims.num_heads, most, mixer.prefix, in_memory=True))
+        stored.append(replace(store, each=dims.num_heads, in_memory=True))
     return Kept(stored=tuple(stored))
 
 

@@ -21,6 +21,8 @@ from archspec.kernels.linear import linear_attention, linear_attention_step
 from archspec.kernels.momentum_delta import MomentumDeltaState, momentum_delta_rule, momentum_delta_rule_step
 from archspec.kernels.online import OnlineState, online_memory
 from archspec.kernels.softmax import KvCache, softmax_attention, softmax_attention_step
+from archspec.kernels.softmax.cache import AttentionInputs
+from archspec.kernels.softmax.sparse import sparse_attention
 from archspec.lowering import Decision, gradient_is_fixed
 from archspec.rule import Rule
 
@@ -266,7 +268,12 @@ def _attention(
     if state is not None and state["keys"].shape[1]:
         cache = KvCache(state["keys"], state["values"], state.get("log_decay"))
     query, key, value = quantities.query, quantities.key, quantities.value
-    if _decodes(quantities):
+    memory: Any = rule.memory
+    if memory.sparse:
+        gate = None if log_decay is None else log_decay.expand(*query.shape[:2], -1)
+        inputs = AttentionInputs(query, key, value, gate)
+        read, kept = sparse_attention(inputs, temperature, window, memory.sinks, memory.stride, cache, position)
+    elif _decodes(quantities):
         gate = log_decay if log_decay is None or log_decay.ndim == 1 else log_decay[:, 0]
         read, kept = softmax_attention_step(query[:, 0], key[:, 0], value[:, 0], cache, gate, temperature, window)
         read = read[:, None]

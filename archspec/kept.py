@@ -17,6 +17,7 @@ class Stored:
         per_token: how many are stored for each token of the sequence.
         period: the store starts anew with the token after every ``period``; None is never.
         ahead: learned tokens that come before the sequence and count in its periods.
+        sinks, stride: which tokens older than the last ``most`` are stored too: see ``num_older``.
     """
 
     each: int
@@ -26,6 +27,8 @@ class Stored:
     per_token: int = 1
     period: int | None = None
     ahead: int = 0
+    sinks: int = 0
+    stride: int | None = None
 
     def scalars(self, length: int) -> int:
         """Return the scalars kept after ``length`` tokens."""
@@ -33,7 +36,16 @@ class Stored:
         if self.period is not None and seen:
             seen = (seen - 1) % self.period + 1
         count = self.before + self.per_token * seen
-        return self.each * (count if self.most is None else min(self.most, count))
+        if self.most is None:
+            return self.each * count
+        older = max(0, count - self.most)
+        return self.each * (count - older + num_older(older, self.sinks, self.stride))
+
+
+def num_older(older: int, sinks: int, stride: int | None) -> int:
+    """Return how many of the first ``older`` tokens stay: the first ``sinks`` and every ``stride``-th."""
+    first = min(sinks, older)
+    return first if stride is None else first + older // stride - first // stride
 
 
 @dataclass(frozen=True)

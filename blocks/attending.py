@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,7 @@ def attend(rule: Rule, token: Quantities, state: MemoryState, position: int) -> 
     """Keep one more key and value, and read all that are kept: o = sum_j softmax_j(s q.k_j + G_t - G_j) v_j."""
     keys = torch.cat([state["keys"], token.key.transpose(1, 2)], dim=1)
     values = torch.cat([state["values"], token.value.transpose(1, 2)], dim=1)
-    window = rule.memory.window  # type: ignore[attr-defined]
-    length = keys.shape[1]
-    seen = slice(0 if window is None else max(0, length - window), None)
-    kept = slice(0 if window is None else max(0, length - window + 1), None)  # what the next token will see
+    seen, kept = _sight(rule, position, keys.shape[1], keys.device)
     groups = rule.dims.num_heads // keys.shape[2]
     every_key, every_value = (x[:, seen].repeat_interleave(groups, dim=2) for x in (keys, values))
     after = {"keys": keys[:, kept], "values": values[:, kept]}
@@ -29,3 +28,18 @@ def attend(rule: Rule, token: Quantities, state: MemoryState, position: int) -> 
         scores = scores + sums[:, seen].transpose(1, 2)
         after["log_decay"] = sums[:, kept]
     return torch.einsum("bhs,bshv->bhv", scores.softmax(-1), every_value), after
+
+
+def _sight(rule: Rule, position: int, length: int, device: torch.device) -> tuple[slice, Tensor | slice]:
+    """Return which of the stored tokens the one at ``position``, the last of them, sees, and which the next will."""
+    memory: Any = rule.memory
+    window = memory.window
+    if window is None:
+        return slice(None), slice(None)
+    if not memory.sparse:
+        return slice(max(0, length - window), None), slice(max(0, length - window + 1), None)
+    # What is stored is what the token before could see, and itself: its places follow from how many there have been.
+    far = {j for j in range(position + 1) if j < memory.sinks or (memory.stride and (j + 1) % memory.stride == 0)}
+    stored = [j for j in range(position + 1) if j > position - window or j in far]
+    kept = [index for index, j in enumerate(stored) if j > position + 1 - window or j in far]
+    return slice(None), torch.tensor(kept, device=device, dtype=torch.long)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from archspec.component import Count
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from archspec.component import Count, Integer
 from archspec.errors import UnsupportedError
 from archspec.families import Linear, Memory, Scale
 from archspec.initial import Parameters
@@ -16,19 +19,40 @@ if TYPE_CHECKING:
 
 
 class Kv(Memory, kind="kv"):
-    """Every key and value, or the last ``window`` tokens of them, the current one included.
+    """Every key and value, or the last ``window`` tokens of them, the current one included, and a few older ones.
 
     Args:
         scale: the factor on q . k inside the softmax; ``rsqrt`` is K^-1/2.
         window: how many tokens are kept; absent keeps all.
+        sinks: the first tokens of the sequence stay, however far the window is (learned ones under ``prefix`` count).
+        stride: beyond the window, tokens stride - 1, 2 stride - 1, .. of the sequence, counted from 0, stay.
 
-    Source: Vaswani et al. (arXiv:1706.03762); the window, Longformer (arXiv:2004.05150).
+    Source: Vaswani et al. (arXiv:1706.03762); the window, Longformer (arXiv:2004.05150); sinks, StreamingLLM
+    (arXiv:2309.17453); stride, sparse transformers (arXiv:1904.10509).
     """
 
     scale: Scale = None
     window: Count | None = None
+    sinks: Annotated[Integer, Field(ge=0)] = 0
+    stride: Count | None = None
 
     grows: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _has_a_window_to_look_beyond(self) -> Kv:
+        written = self.departures(("sinks", "stride"))
+        if written and self.window is None:
+            raise PydanticCustomError(
+                "kv_window",
+                "without a window every token is seen: remove {names}, or add 'window' (1 is the token itself).",
+                {"names": ", ".join(written)},
+            )
+        return self
+
+    @property
+    def sparse(self) -> bool:
+        """Whether tokens beyond the window are seen."""
+        return self.sinks > 0 or self.stride is not None
 
     def weights(self, dims: HeadDims) -> Mapping[str, tuple[int, int]]:
         return {}

@@ -31,7 +31,7 @@ def softmax_attention_chunked(
     if window is not None and window >= S:
         window = None
     if window is None and S == T and inputs.g is None:
-        o = _attend(query, key, value, scale, causal=T > 1)
+        o = attend_under(query, key, value, scale, causal=T > 1)
     else:
         sums = None if kept.log_decay is None else -kept.log_decay.transpose(1, 2)  # [B, HO, S], from the first token
         size = MAX_BLOCK if window is None else min(MAX_BLOCK, max(MIN_BLOCK, window))
@@ -41,7 +41,7 @@ def softmax_attention_chunked(
             seen = slice(0 if window is None else max(0, S - T + start - window + 1), S - T + start + len(rows))
             bias = _bias(rows, seen, window, sums, query.dtype)
             parts.append(
-                _attend(query[:, :, start : start + size], key[:, :, seen], value[:, :, seen], scale, bias=bias)
+                attend_under(query[:, :, start : start + size], key[:, :, seen], value[:, :, seen], scale, bias=bias)
             )
         o = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return o[..., :V].transpose(1, 2), last
@@ -63,7 +63,7 @@ def _bias(rows: Tensor, seen: slice, window: int | None, sums: Tensor | None, dt
     return bias.masked_fill(~visible, -torch.inf)
 
 
-def _attend(
+def attend_under(
     query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None = None, causal: bool = False
 ) -> Tensor:
     """Return softmax(scale q k^T + bias) v; the head dim of q and k is padded to v's where that is larger."""

@@ -28,6 +28,14 @@ MIXERS: dict[str, dict[str, Any]] = {
     "xpos": {**ATTENTION, "qk": {"position": "xpos"}},
     "xpos on a matrix": {**LINEAR, "key_dim": 5, "qk": {"position": {"kind": "xpos", "scale_base": 8, "modulo": 7}}},
     "alibi": {**ATTENTION, "retention": {"kind": "decay", "gate": "alibi"}},
+    "sinks": {**ATTENTION, "memory": {"kind": "kv", "window": 3, "sinks": 2}, "prefix": 1},
+    "stride": {**ATTENTION, "memory": {"kind": "kv", "window": 1, "stride": 3}, "qk": {"heads": 1}},
+    "fading sinks and stride": {
+        **ATTENTION,
+        "memory": {"kind": "kv", "window": 2, "sinks": 4, "stride": 3},
+        "retention": {"kind": "decay", "gate": "gdn"},
+        "value": {"heads": 1},
+    },
     "learned query": {**ATTENTION, "query": "learned", "value": {"heads": 1}},
     "running softmax": {
         **LINEAR,
@@ -99,6 +107,10 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
             "a learned projection reads no token: remove conv, rank, or use kind 'linear'.",
         ),
         (
+            {**ATTENTION, "memory": {"kind": "kv", "sinks": 2}},
+            "without a window every token is seen: remove sinks, or add 'window' (1 is the token itself).",
+        ),
+        (
             {**LINEAR, "key": {"kind": "constant", "offset": 1}},
             "a constant projection reads no token: remove offset, or use kind 'linear'.",
         ),
@@ -166,3 +178,22 @@ def test_alibi_adds_a_slope_times_the_distance_to_the_scores() -> None:
         scores = q[:, h] @ k[:, h].T / 2 - slope * distance
         heads.append(scores.masked_fill(distance < 0, -torch.inf).softmax(-1) @ v[:, h])
     close(mixer(x, Carry(None, 0))[0], torch.cat(heads, dim=-1) @ mixer.output)
+
+
+def test_sinks_and_strided_tokens_are_seen_beyond_the_window() -> None:
+    mixer: Any = perturbed({**ATTENTION, "memory": {"kind": "kv", "window": 2, "sinks": 1, "stride": 4}})
+    mixer = mixer.layers[0].mixer
+    x = torch.randn(1, 300, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q, k, v = (
+        (x @ mixer.get_parameter(f"projections.{name}.source.weight")).reshape(300, 2, -1)
+        for name in ("query", "key", "value")
+    )
+    wanted = []
+    for t in range(300):
+        seen = [j for j in range(t + 1) if t - j < 2 or j < 1 or j % 4 == 3]
+        weights = (torch.einsum("hk,jhk->jh", q[t], k[seen]) / 2).softmax(0)
+        wanted.append(torch.einsum("jh,jhv->hv", weights, v[seen]).flatten())
+    carry = Carry(None, 0)
+    close(mixer(x, carry)[0], torch.stack(wanted) @ mixer.output)
+    kept = [j for j in range(300) if j == 299 or j < 1 or j % 4 == 3]
+    close(carry.outgoing[f"{mixer.path}.keys"][0], k[kept])

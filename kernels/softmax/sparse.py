@@ -1,0 +1,76 @@
+"""Causal softmax attention over a window and a thin set of older tokens, in torch on any device.
+
+Older tokens stay when they are among the first ``sinks``, or when they end a group of ``stride`` tokens. Blocks of
+queries meet the keys that any of them may see, under a mask: time and memory grow with T (window + T / stride).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from archspec.kernels.softmax.cache import AttentionInputs, KvCache, expand_heads, extend
+from archspec.kernels.softmax.chunked import MAX_BLOCK, MIN_BLOCK, attend_under
+
+
+def sparse_attention(
+    inputs: AttentionInputs,
+    scale: float,
+    window: int,
+    sinks: int,
+    stride: int | None,
+    cache: KvCache | None,
+    position: int,
+) -> tuple[Tensor, KvCache]:
+    """Attend to the last ``window`` tokens, the first ``sinks``, and every token j with (j + 1) % stride = 0.
+
+        o_t = sum_j p_tj v_j,   p_t = softmax_j(scale q_t . k_j + sum_{j<i<=t} g_i)
+
+    Sources: sinks, arXiv:2309.17453; strided tokens beside a window, arXiv:1904.10509.
+
+    Args:
+        inputs: q [B, T, HQ, K], k, v and g as in ``softmax_attention``.
+        cache: what an earlier call returned; ``position``: how many tokens came before.
+
+    Returns:
+        o [B, T, HO, V] in v's dtype, and the tokens that later ones may see, oldest first.
+    """
+    length, heads, channels = inputs.q.shape[1], inputs.num_heads, inputs.v.shape[-1]
+    device = inputs.q.device
+    kept = extend(inputs, cache)
+    before = torch.arange(position, device=device)
+    before = before[_stays(before, position, window, sinks, stride)]
+    places = torch.cat([before, torch.arange(position, position + length, device=device)])  # of the stored tokens
+    query, key, value = (expand_heads(x, heads).transpose(1, 2) for x in (inputs.q, kept.keys, kept.values))
+    value = pad(value, (0, max(0, key.shape[-1] - channels)))
+    sums = None if kept.log_decay is None else -kept.log_decay.transpose(1, 2)  # [B, HO, S]
+    size = min(MAX_BLOCK, max(MIN_BLOCK, window))
+    parts = []
+    for start in range(0, length, size):
+        own = torch.arange(len(before) + start, len(before) + min(start + size, length), device=device)
+        rows = places[own]
+        near = (places > rows[0] - window) & (places <= rows[-1])
+        columns = (near | (_lasts(places, sinks, stride) & (places <= rows[-1]))).nonzero()[:, 0]
+        seen = places[columns]
+        visible = (seen <= rows[:, None]) & ((seen > rows[:, None] - window) | _lasts(seen, sinks, stride))
+        bias = visible
+        if sums is not None:
+            faded = (sums[:, :, own][..., None] - sums[:, :, None, columns]).to(query.dtype)
+            bias = faded.masked_fill(~visible, -torch.inf)
+        block = query[:, :, start : start + size]
+        parts.append(attend_under(block, key[:, :, columns], value[:, :, columns], scale, bias=bias))
+    o = torch.cat(parts, dim=2)[..., :channels].transpose(1, 2)
+    stay = _stays(places, position + length, window, sinks, stride)
+    return o, KvCache(*(None if x is None else x[:, stay] for x in kept))  # type: ignore[arg-type]
+
+
+def _lasts(places: Tensor, sinks: int, stride: int | None) -> Tensor:
+    """Return which tokens are seen from any distance."""
+    found = places < sinks
+    return found if stride is None else found | ((places + 1) % stride == 0)
+
+
+def _stays(places: Tensor, now: int, window: int, sinks: int, stride: int | None) -> Tensor:
+    """Return which tokens the one at ``now``, or a later one, may see."""
+    return (places > now - window) | _lasts(places, sinks, stride)
