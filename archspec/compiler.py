@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from archspec.blocks.declared import initialise
+from archspec.blocks.declared import Declared, initialise
 from archspec.blocks.mixer import MemoryMixerModule
 from archspec.blocks.model import SequenceModel
 from archspec.composition import Mixer, joined
 from archspec.errors import UnsupportedError, unknown
-from archspec.forms import form_of
+from archspec.forms import FusedPieces, form_of
 from archspec.loading import load
 from archspec.lowering import decide
 from archspec.rule import Rule
@@ -64,4 +64,9 @@ def compile(  # noqa: A001 - the verb of the field and of torch.compile
 
     model = SequenceModel(spec, vocab_size, build_block)
     initialise(model, seed)
+    if backend in ("auto", "triton"):
+        pieces = FusedPieces()
+        for module in model.modules():
+            if isinstance(module, Declared):
+                module.pieces = pieces
     return model.to(device=device, dtype=dtype)

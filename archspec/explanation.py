@@ -11,6 +11,7 @@ from archspec.complexity import Complexity, predict
 from archspec.composition import Mixer, inside
 from archspec.loading import dotted, load
 from archspec.lowering import Plan, plan
+from archspec.pieces import fused_pieces
 from archspec.rule import Rule
 from archspec.schema import MemoryMixer, Spec
 
@@ -81,11 +82,18 @@ class Explanation:
                     "form": decision.form,
                     "kernel": decision.kernel,
                     "reason": decision.reason,
+                    "fused": list(self._fused(mixers[path])),
                     "rejected": [vars(rejection) for rejection in decision.rejected],
                 }
                 for path, decision in self.plan.decisions.items()
             },
         }
+
+    def _fused(self, mixer: Mixer) -> tuple[str, ...]:
+        """Return the pieces around a memory that are one kernel on this type of device."""
+        if self.device != "cuda" or not isinstance(mixer, MemoryMixer):
+            return ()
+        return fused_pieces(mixer, self.spec.model_dim)
 
     def _expected(self) -> list[str]:
         """Return a line of its own where tokens may halt before the last pass of a loop."""
@@ -117,6 +125,7 @@ class Explanation:
                 ),
                 f"  runs as {mixer['family']} / {mixer['form']} on {mixer['kernel']}: {mixer['reason']}",
             ]
+            lines += [f"  fused: {piece}" for piece in mixer["fused"]]
             lines += [f"    not {item['family']}: {item['reason']}" for item in mixer["rejected"]]
             if mixer["family"] == "recurrence":
                 lines.append("  note: this is the slow form that defines the result; no faster one is known")

@@ -16,10 +16,12 @@ from archspec.blocks.recurrence import recurrence
 from archspec.blocks.rule import MemoryState, Quantities, gate_on_weight, initial_state
 from archspec.elementwise import scan
 from archspec.families import Gate, Per
+from archspec.kernels.backend import resolve_backend
 from archspec.kernels.delta import delta_rule, delta_rule_step
 from archspec.kernels.linear import linear_attention, linear_attention_step
 from archspec.kernels.momentum_delta import MomentumDeltaState, momentum_delta_rule, momentum_delta_rule_step
 from archspec.kernels.online import OnlineState, online_memory
+from archspec.kernels.pointwise import gated_rms_norm, l2_norm, log_decay, short_convolution
 from archspec.kernels.softmax import KvCache, softmax_attention, softmax_attention_step
 from archspec.kernels.softmax.cache import AttentionInputs
 from archspec.kernels.softmax.sparse import sparse_attention
@@ -27,6 +29,31 @@ from archspec.lowering import Decision, gradient_is_fixed
 from archspec.rule import Rule
 
 Final = TypeVar("Final", Tensor, KvCache, MomentumDeltaState)
+
+
+class FusedPieces:
+    """``kernels.pointwise`` as blocks see it: for tensors on CUDA in bf16, fp16 or fp32."""
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether the Triton kernels take tensors like x."""
+        return x.numel() > 0 and resolve_backend("pieces", "auto", x) == "triton"
+
+    def convolution(
+        self, x: Tensor, weight: Tensor, offset: Tensor | None, activation: str, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return act(conv(x) + offset) and the tokens that the next stretch needs."""
+        y, last = short_convolution(x, weight, offset, activation, state, output_final_state=True)
+        return y, _kept(last)
+
+    def norm(
+        self, x: Tensor, kind: str, weight: Tensor | None, gate: Tensor | None, activation: str, eps: float
+    ) -> Tensor:
+        """Return the norm of x over its last axis, gated where there is a gate."""
+        return l2_norm(x, eps) if kind == "l2" else gated_rms_norm(x, gate, weight, activation, eps)
+
+    def log_decay(self, z: Tensor, log_rate: Tensor) -> Tensor:
+        """Return -exp(log_rate) softplus(z)."""
+        return log_decay(z, log_rate)
 
 
 def form_of(decision: Decision, backend: str = "auto") -> Form:
@@ -61,9 +88,17 @@ def _linear(
     if rule.retention.order == "step_first" and log_decay is not None:
         fresh = log_decay.exp().to(key.dtype)
         key = key * (fresh if log_decay.ndim == 4 else fresh[..., None])
+    scale = _kernel_scale(rule, quantities, backend)
     if _decodes(quantities):
         read, dual = linear_attention_step(
-            quantities.query, key, value, start["dual.w"], log_decay, scale=1.0, backend=backend
+            quantities.query,
+            key,
+            value,
+            start["dual.w"],
+            log_decay,
+            scale=scale or 1.0,
+            inplace=quantities.inplace and state is not None,
+            backend=backend,
         )
     else:
         read, final = linear_attention(
@@ -71,13 +106,13 @@ def _linear(
             key,
             value,
             log_decay,
-            scale=1.0,
+            scale=scale or 1.0,
             initial_state=_given(rule, quantities, state, start),
             output_final_state=True,
             backend=backend,
         )
         dual = _kept(final)
-    return _finished(rule, read, quantities), {"dual.w": dual}
+    return read if scale else _finished(rule, read, quantities), {"dual.w": dual}
 
 
 def _delta(
@@ -97,6 +132,7 @@ def _delta(
     query = quantities.query
     if quantities.steps > 1:
         query, log_decay = _spread(query, log_decay, quantities.steps, rule.retention.order)
+    scale = _kernel_scale(rule, quantities, backend)
     if _decodes(quantities) and (quantities.steps == 1 or query.is_cuda):
         if log_decay is not None and log_decay.ndim == 1:
             log_decay = log_decay.expand(*key.shape[:2], -1)
@@ -107,8 +143,9 @@ def _delta(
             beta,
             start["dual.w"],
             log_decay,
-            scale=1.0,
+            scale=scale or 1.0,
             order=rule.retention.order,
+            inplace=quantities.inplace and state is not None,
             backend=backend,
             **options,
         )
@@ -119,7 +156,7 @@ def _delta(
             quantities.value,
             beta,
             log_decay,
-            scale=1.0,
+            scale=scale or 1.0,
             initial_state=_given(rule, quantities, state, start),
             output_final_state=True,
             backend=backend,
@@ -128,7 +165,7 @@ def _delta(
         )
         dual = _kept(final)
     read = read[:, quantities.steps - 1 :: quantities.steps]
-    return _finished(rule, read, quantities), {"dual.w": dual}
+    return read if scale else _finished(rule, read, quantities), {"dual.w": dual}
 
 
 def _momentum_delta(
@@ -245,6 +282,20 @@ def _strength(gate: Tensor, key: Tensor) -> Tensor:
     if narrow.shape[-1] == 1:
         return narrow[..., 0].expand(batch, length, -1)
     return narrow.expand(batch, length, -1, -1)
+
+
+def _kernel_scale(rule: Rule, quantities: Quantities, backend: str) -> float | None:
+    """Return the read-out's factor where the kernel applies it and nothing else remains to be done to the read-out.
+
+    On the CPU and in fp64 ``_finished`` applies it, as the recurrence does.
+    """
+    memory = rule.memory
+    if memory.kind != "matrix" or getattr(memory, "normalizer", None) is not None or backend not in ("auto", "triton"):
+        return None
+    if resolve_backend("pieces", "auto", quantities.query) != "triton":
+        return None
+    scale = getattr(memory, "scale", None)
+    return float(rule.dims.key_dim**-0.5 if scale is None else scale) or None
 
 
 def _finished(rule: Rule, read: Tensor, quantities: Quantities) -> Tensor:

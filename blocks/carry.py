@@ -55,6 +55,7 @@ class Carry:
         shared: quantities that later layers read from earlier ones (the first layer's values).
         auxiliary: losses that modules add to the task's.
         scope: prefix that tells one application of shared weights from another.
+        inplace: whether modules may write what goes out into the tensors that came in.
     """
 
     incoming: Mapping[str, Tensor] | None
@@ -63,6 +64,7 @@ class Carry:
     shared: dict[str, Tensor] = field(default_factory=dict)
     auxiliary: list[Tensor] = field(default_factory=list)
     scope: str = ""
+    inplace: bool = False
 
     def take(self, path: str) -> Tensor | None:
         """Return what the module at ``path`` kept, or None at the start of a sequence."""

@@ -13,11 +13,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from archspec.blocks.pieces import Pieces
 from archspec.initial import Initial, Parameter, Parameters
 
 
 class Declared(nn.Module):
-    """A module with declared parameters; ``depth`` is (layer, number of layers) for laws that vary with depth."""
+    """A module with declared parameters; ``depth`` is (layer, number of layers) for laws that vary with depth.
+
+    ``pieces`` are the fused kernels that a compiled model may use; None is plain torch.
+    """
+
+    pieces: Pieces | None = None
 
     def __init__(self, depth: tuple[int, int] = (0, 1)) -> None:
         super().__init__()
@@ -35,6 +41,10 @@ class Declared(nn.Module):
         """Use another module's parameter instead of one's own; it is drawn, counted and saved there only."""
         del self._parameters[name], self.laws[name]
         self._lenders[name] = lender
+
+    def pieces_for(self, x: Tensor) -> Pieces | None:
+        """Return the fused pieces when there are any and they serve tensors like x."""
+        return self.pieces if self.pieces is not None and self.pieces.serves(x) else None
 
     def values(self) -> dict[str, Tensor]:
         """Return the parameters that this module uses by name, its own and borrowed ones."""

@@ -15,6 +15,7 @@ from archspec.blocks.carry import Carry
 from archspec.blocks.declared import Declared
 from archspec.blocks.source import SourceModule, Streams
 from archspec.families import Gate, gate_size, gates_of
+from archspec.pieces import decays
 from archspec.shapes import HeadDims
 
 Aspect = Literal["value", "log_value", "token_step"]
@@ -73,6 +74,11 @@ class GateModule(Declared):
         else:
             # In at least fp32: a decay rounded to bf16 forgets at the wrong rate within a few hundred tokens.
             found = self.source(streams, carry)
+            decay = aspect == "log_value" and self.copies == 1 and decays(self.gate)
+            pieces = self.pieces_for(found) if decay else None
+            if pieces is not None:
+                rate = self.values()["log_rate"].squeeze(-1)  # [H, 1 or K]
+                return pieces.log_decay(found.reshape(*found.shape[:2], *self.sizes[:2]), rate).unsqueeze(-1)
             z = found.to(_wide(found)).reshape(*found.shape[:2], *self.sizes)
         given = {
             **{name: tensor.to(z.dtype) for name, tensor in self.values().items()},
@@ -85,6 +91,13 @@ class GateModule(Declared):
         value = self._evaluate(z, given, aspect)
         # One row a step: [B, T, S H, ..] becomes [B, S T, H, ..].
         return value if self.copies == 1 else value.reshape(z.shape[0], z.shape[1] * self.copies, -1, *value.shape[3:])
+
+    def before_law(self, streams: Streams, carry: Carry) -> Tensor:
+        """Return what the gate's own law would take, [B, T, H, 1 or K, 1 or V] in its source's dtype."""
+        if self.source is None:
+            raise AssertionError("a gate without a source has nothing before its law")
+        found: Tensor = self.source(streams, carry)
+        return found.reshape(*found.shape[:2], *self.sizes)
 
     def _rows(self, z: Tensor) -> dict[str, Tensor]:
         """Return the rows that the same gate learns in all layers, for gates that are learned across them."""

@@ -17,6 +17,7 @@ from archspec.blocks.recurrence import recurrence
 from archspec.blocks.rule import MemoryState, Quantities, initial_state
 from archspec.declarations import stream_widths
 from archspec.initial import FAN_IN, Initial, Parameter
+from archspec.pieces import readout_gate
 from archspec.rule import Rule
 from archspec.schema import MemoryMixer
 
@@ -137,6 +138,7 @@ class MemoryMixerModule(Declared):
         norm = config.readout.norm
         width = dims.value_dim if norm is None or norm.over == "head" else dims.num_heads * dims.value_dim
         self.norm = NormModule(norm, width, dims.num_heads) if norm is not None else None
+        self.gate_activation = readout_gate(config.readout, width)
         inner = dims.num_heads * dims.value_dim
         self.declare({"output": Parameter((inner, model_dim), FAN_IN, decayed=True)})
         if config.prefix:
@@ -205,7 +207,7 @@ class MemoryMixerModule(Declared):
         gates = self._gates(streams, every, carry)
         if routing is not None:
             gates = routing.applied(gates, self.config.update.steps_per_token)
-        quantities = self.quantities(projected, gates, routed=routing is not None)
+        quantities = self.quantities(projected, gates, routed=routing is not None, inplace=carry.inplace)
         read, state = self.form(self.rule, quantities, carry.take_all(self.path), carry.position)
         for name, tensor in state.items():
             carry.put(f"{self.path}.{name}", tensor)
@@ -232,7 +234,12 @@ class MemoryMixerModule(Declared):
         }
 
     def quantities(
-        self, projected: Mapping[str, Tensor], gates: Mapping[str, Tensor], *, routed: bool = False
+        self,
+        projected: Mapping[str, Tensor],
+        gates: Mapping[str, Tensor],
+        *,
+        routed: bool = False,
+        inplace: bool = False,
     ) -> Quantities:
         """Return what the rule consumes, from the projections [B, T, H, d] and the mixer's gates by path."""
         key = projected["key"]
@@ -255,6 +262,7 @@ class MemoryMixerModule(Declared):
             read_key=read_key,
             steps=self.config.update.steps_per_token,
             routed=routed,
+            inplace=inplace,
         )
 
     def _gates(
@@ -278,7 +286,12 @@ class MemoryMixerModule(Declared):
                     )
             return known[path]
 
-        return {path: evaluate(path) for path, _ in self.config.named_gates() if path.startswith(below)}
+        paths = [path for path, _ in self.config.named_gates() if path.startswith(below)]
+        if "readout.gate" not in paths or self.gate_activation is None or self.pieces_for(streams["input"]) is None:
+            return {path: evaluate(path) for path in paths}
+        raw: GateModule = self.gates["readout/gate"]  # type: ignore[assignment]
+        found = {path: evaluate(path) for path in paths if path != "readout.gate"}
+        return found | {"readout.gate.raw": raw.before_law(streams, carry)}
 
     def _readout(self, read: Tensor, streams: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> Tensor:
         """Apply norm, skip and gate in the spec's order to o [B, T, H, V]; return [B, T, H V]."""
@@ -286,11 +299,17 @@ class MemoryMixerModule(Declared):
         for stage in readout.order:
             if stage == "norm" and self.norm is not None:
                 over_model = readout.norm is not None and readout.norm.over == "model"
-                read = self.norm(read.flatten(2)).reshape(read.shape) if over_model else self.norm(read)
+                shape, raw = read.shape, gates.get("readout.gate.raw")
+                read = read.flatten(2) if over_model else read
+                if raw is None:
+                    read = self.norm(read)
+                else:
+                    read = self.norm.gated(read, raw.reshape(read.shape), self.gate_activation or "none")
+                read = read.reshape(shape)
             elif stage == "skip" and readout.skip is not None:
                 skipped = streams[readout.skip.of].reshape(read.shape)
                 read = read + gates["readout.skip.gate"].squeeze(-2).to(read.dtype) * skipped
-            elif stage == "gate" and readout.gate is not None:
+            elif stage == "gate" and "readout.gate" in gates:
                 read = read * gates["readout.gate"].squeeze(-2).to(read.dtype)
         return read.flatten(2)
 

@@ -180,13 +180,21 @@ class SequenceModel(Declared):
 
     def forward(self, tokens: Tensor, state: State | None = None) -> Output:
         """Return logits [B, T, vocab] for tokens [B, T], continuing from ``state``."""
-        carry = self._carry(state)
+        return self._advance(tokens, self._carry(state))
+
+    def _advance(self, tokens: Tensor, carry: Carry) -> Output:
         x = self._run(tokens, carry)[-1]
         return Output(self._logits(x), State(carry.outgoing, carry.position + tokens.shape[1]), _total(carry))
 
-    def step(self, token: Tensor, state: State | None = None) -> Output:
-        """Return logits [B, vocab] for one token [B] of each sequence, continuing from ``state``."""
-        output = self(token[:, None], state)
+    def step(self, token: Tensor, state: State | None = None, *, inplace: bool = False) -> Output:
+        """Return logits [B, vocab] for one token [B] of each sequence, continuing from ``state``.
+
+        Args:
+            inplace: memories may write their new state into the tensors of ``state``, which is then used up.
+        """
+        carry = self._carry(state)
+        carry.inplace = inplace
+        output = self._advance(token[:, None], carry)
         return Output(output.logits[:, 0], output.state, output.auxiliary_loss)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from archspec.blocks.gating import GateModule
 from archspec.blocks.source import SourceModule, Streams
 from archspec.declarations import stream_width
 from archspec.families import FeatureMap, Norm, Projection, Stream
+from archspec.pieces import norm_kind
 from archspec.shapes import HeadDims
 
 
@@ -27,7 +28,18 @@ class NormModule(Declared):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [..., dim]."""
-        return self.norm.apply(x, self.values())
+        kind = norm_kind(self.norm, x.shape[-1])
+        pieces = self.pieces_for(x) if kind is not None else None
+        if kind is None or pieces is None:
+            return self.norm.apply(x, self.values())
+        return pieces.norm(x, kind, self.values().get("weight"), None, "silu", self.norm.eps)
+
+    def gated(self, x: Tensor, gate: Tensor, activation: str) -> Tensor:
+        """Return norm(x) act(gate) in one piece, where the fused pieces serve x."""
+        pieces = self.pieces_for(x)
+        if pieces is None:
+            raise AssertionError("a gate left for the fused norm needs fused pieces")
+        return pieces.norm(x, "rms", self.values().get("weight"), gate, activation, self.norm.eps)
 
 
 class FeatureModule(Declared):
@@ -71,7 +83,8 @@ class StreamModule(nn.Module):
 
     def forward(self, streams: Streams, carry: Carry) -> Tensor:
         """Return the stream for the tokens of ``streams``."""
-        x = activate(self.stream.activation, self.source(streams, carry))
+        x, activation = self.source.before(streams, carry, self.stream.activation)
+        x = activate(activation, x)
         return x if self.norm is None else self.norm(x)
 
 
@@ -123,9 +136,13 @@ class ProjectionModule(nn.Module):
         if self.source is None:
             x = torch.cat([self._widened(part(streams, carry)) for part in self.parts], dim=-1)
         else:
-            x = self.source(streams, carry)
+            activation: str = self.projection.activation
+            if isinstance(self.source, SourceModule):
+                x, activation = self.source.before(streams, carry, activation)
+            else:
+                x = self.source(streams, carry)
             x = x.reshape(*x.shape[:2], self.groups, self.dim)
-            x = activate(self.projection.activation, x)
+            x = activate(activation, x)
         if self.norm is not None:
             x = self.norm(x)
         if self.blend is not None:

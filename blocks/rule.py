@@ -29,6 +29,7 @@ class Quantities:
         steps: S, steps a token takes; key, value and the gates of ``stepped_gates`` then have S T rows, the S of a
             token one after another.
         routed: whether some tokens are not taken, so that even constant gates vary.
+        inplace: whether a form may write the new state into the tensors of the old one.
     """
 
     stepped_gates: ClassVar[tuple[str, ...]] = STEPPED_GATES
@@ -42,6 +43,7 @@ class Quantities:
     read_key: Tensor | None = None
     steps: int = 1
     routed: bool = False
+    inplace: bool = False
 
     def step(self, index: int) -> Quantities:
         """Return one of the steps of a single token whose layout is [B, H, S, d]."""

@@ -14,6 +14,7 @@ from archspec.blocks.declared import Declared
 from archspec.declarations import source_parameters
 from archspec.families import Source
 from archspec.initial import Parameters
+from archspec.pieces import CONV_ACTIVATIONS, convolves
 
 Streams = Mapping[str, Tensor]
 
@@ -39,6 +40,13 @@ class SourceModule(Declared):
 
     def forward(self, streams: Streams, carry: Carry) -> Tensor:
         """Return [B, T, d_out] from the streams [B, T, ..] that the source names."""
+        return self.before(streams, carry, "none")[0]
+
+    def before(self, streams: Streams, carry: Carry, activation: str) -> tuple[Tensor, str]:
+        """Return the source's [B, T, d_out] and the activation that is still to be applied to it.
+
+        A fused convolution applies ``activation`` itself: ``none`` is then left.
+        """
         inputs = [streams[name] for name in self.source.from_]
         x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
         values = self.values()
@@ -53,11 +61,17 @@ class SourceModule(Declared):
             x = x + (given @ values["adapt_down"]) @ values["adapt_up"]
         if "offset" in values:
             x = x + values["offset"]
+        pieces = self.pieces_for(x) if "conv" in values and convolves(self.source) else None
+        if pieces is not None and activation in CONV_ACTIVATIONS:
+            kept, name = carry.take(f"{self.path}.conv"), CONV_ACTIVATIONS[activation]
+            x, last = pieces.convolution(x, values["conv"], values.get("conv_offset"), name, kept)
+            carry.put(f"{self.path}.conv", last)
+            return x, "none"
         if "conv" in values:
             x = self._convolve(x, values["conv"], carry)
         if "conv_offset" in values:
             x = x + values["conv_offset"]
-        return x
+        return x, activation
 
     def adapt(self, adapter: Parameters) -> None:
         """Add a learned x A B to the linear map; ``adapter`` declares A (``adapt_down``) and B (``adapt_up``)."""
