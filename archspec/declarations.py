@@ -93,7 +93,8 @@ def mixer_parameters(mixer: MemoryMixer, model_dim: int) -> dict[str, Parameter]
         _add(found, name, _projection(mixer.projection(name), widths, projected, dim, copies))  # type: ignore[arg-type]
     for name, gate in mixer.named_gates():
         copies = steps if name in STEPPED_GATES and gate.has_source else 1
-        _add(found, name, gate_parameters(gate, widths, replace(dims, num_heads=dims.num_heads * copies)))
+        sizes = mixer.retention.gate_dims(dims) if name.startswith("retention.") else dims
+        _add(found, name, gate_parameters(gate, widths, replace(sizes, num_heads=dims.num_heads * copies)))
     _add(found, "memory", {**mixer.memory.initial(dims), **mixer.memory.parameters(dims)})
     read_key, norm = mixer.bias.read_key, mixer.readout.norm
     if read_key is not None and read_key.norm is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,27 +28,62 @@ def scan(
     value = rule.memory.target(quantities.value).to(dtype)[..., None, :]
     name = "step_size" if rule.update.write_size is None else "write_size"
     strength = quantities.gates[f"update.{name}"].to(dtype)
-    log_decay = quantities.gates.get("retention.gate")
-    decay = torch.zeros_like(strength) if log_decay is None else log_decay.to(dtype)
+    gates = {
+        name: quantities.gates[f"retention.{name}"].to(dtype)
+        for name in ("gate", "phase")
+        if f"retention.{name}" in quantities.gates
+    }
+    pairs = _Pairs(rule.retention, gates) if rule.retention.turns else None
+    decay = gates.get("gate", torch.zeros_like(strength))
     fresh = decay
     if rule.update.kind == "implicit":
         strength = strength / (1 + strength * key.square().sum(-2, keepdim=True))
         decay = decay + torch.log1p(-strength * key.square())
-    if rule.retention.order == "step_first":
+    phase = None
+    if pairs is not None:
+        decay, phase = pairs.decay, pairs.phase
+    elif rule.retention.order == "step_first":
         strength = strength * fresh.exp()
-    if key.shape[1] == 1:
-        written = strength * key * value
-        after = diagonal_scan_step(written[:, 0], decay[:, 0], start["dual.w"])
-        read = torch.einsum("bthk,bthkv->bthv", query.squeeze(-1), after[:, None])
-    else:
-        after = start["dual.w"].contiguous()
-        reads = []
-        for tokens in _pieces(key.shape[1], after.numel()):
-            written = (_at(strength, tokens) * key[:, tokens]) * value[:, tokens]
-            states, after = diagonal_scan(written, _at(decay, tokens), None, after, backend)
-            reads.append(torch.einsum("bthk,bthkv->bthv", query[:, tokens].squeeze(-1), states))
-        read = torch.cat(reads, dim=1)
-    return rule.memory.finish(read, rule.dims).to(quantities.query.dtype), {"dual.w": after}
+    after = start["dual.w"].contiguous()
+    reads = []
+    for tokens in _pieces(key.shape[1], after.numel()):
+        written = (_at(strength, tokens) * key[:, tokens]) * value[:, tokens]
+        if pairs is not None:
+            written, after = pairs.written(written, tokens, rule.retention.order), pairs.retention.to_complex(after)
+        factors = _at(decay, tokens), None if phase is None else _at(phase, tokens)
+        if key.shape[1] == 1:
+            after = diagonal_scan_step(written[:, 0], factors[0][:, 0], after, _first(factors[1]))
+            states = after[:, None]
+        else:
+            states, after = diagonal_scan(written, *factors, after, backend)
+        if pairs is not None:
+            states, after = pairs.retention.to_real(states), pairs.retention.to_real(after)
+        reads.append(torch.einsum("bthk,bthkv->bthv", query[:, tokens].squeeze(-1), states))
+    return rule.memory.finish(torch.cat(reads, dim=1), rule.dims).to(quantities.query.dtype), {"dual.w": after}
+
+
+class _Pairs:
+    """A complex decay on the axes of a weight: the log magnitude and angle of lambda, and what b makes of a write."""
+
+    def __init__(self, retention: Any, gates: Mapping[str, Tensor]) -> None:
+        self.retention = retention
+        self.factor, self.received = retention.factors(gates["gate"], gates["phase"])
+        if retention.discretization == "bilinear":
+            self.decay, self.phase = self.factor.abs().log(), self.factor.angle()
+        else:
+            # Given as logarithms: a decay so strong that it underflows has none to take back.
+            self.decay, self.phase = retention.exponents(gates["gate"], gates["phase"])
+
+    def written(self, x: Tensor, tokens: slice, order: str) -> Tensor:
+        """Return what some tokens add, as complex numbers."""
+        found: Tensor = self.retention.to_complex(x)
+        if self.received is not None:
+            found = found * _at(self.received, tokens)
+        return found * _at(self.factor, tokens) if order == "step_first" else found
+
+
+def _first(phase: Tensor | None) -> Tensor | None:
+    return None if phase is None else phase[:, 0]
 
 
 def _pieces(length: int, size: int) -> list[slice]:

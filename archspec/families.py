@@ -445,6 +445,7 @@ class Retention(Component, family="retention", noun="retention gate"):
 
     Attributes:
         has_link: whether ``link`` is not the identity.
+        turns: whether the decay is complex, so that states come in pairs.
         feeds_back: whether the linked weights replace the dual after each token (proximal maps), so that the dual
             is not linear in the increments.
         needs_start: whether the link has no value at Z = 0, so that the memory must start from learned weights.
@@ -453,6 +454,7 @@ class Retention(Component, family="retention", noun="retention gate"):
     order: Order = "decay_first"
 
     has_link: ClassVar[bool] = False
+    turns: ClassVar[bool] = False
     feeds_back: ClassVar[bool] = False
     needs_start: ClassVar[bool] = False
 
@@ -460,6 +462,26 @@ class Retention(Component, family="retention", noun="retention gate"):
     def decay_gate(self) -> Gate | None:
         """The gate whose value is alpha; None when nothing decays."""
         return None
+
+    def gate_dims(self, dims: HeadDims) -> HeadDims:
+        """Return the sizes that the retention's own gates vary over; those of the head by default."""
+        return dims
+
+    def laid_out(self, gate: Tensor) -> Tensor:
+        """Return one of the retention's own gates on the axes of the head, [..., 1 or K, 1 or V]."""
+        return gate
+
+    def keep(self, weight: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        """Return what a token keeps of a weight [B, H, d_in, d_out]: alpha o weight.
+
+        Args:
+            gates: the retention's gates by field name, broadcasting against the weight; ``gate`` is log(alpha).
+        """
+        return gates["gate"].exp() * weight if "gate" in gates else weight
+
+    def receive(self, increment: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        """Return what a token adds to a weight, from the update's increment; all of it by default."""
+        return increment
 
     def link(self, dual: Tensor) -> Tensor:
         """Return W from the dual Z [B, H, d_in, d_out] of one weight; the identity by default."""

@@ -234,7 +234,9 @@ def _range(mixer: MemoryMixer, gate: Gate) -> tuple[float, float]:
 
 
 def _token_step(context: Context) -> Iterator[Finding]:
-    for path, gate in context.mixer.named_gates():
+    for path, gate in _every_gate(context.mixer):
+        if "retention.gate" in gate.needs() and context.mixer.retention.decay_gate is None:
+            yield tuple(path.split(".")), f"{gate.kind} follows the retention's decay, and nothing decays here."
         if "retention.gate.token_step" not in gate.needs():
             continue
         decay = context.mixer.retention.decay_gate
@@ -312,6 +314,23 @@ def _anchor(context: Context) -> Iterator[Finding]:
         yield (*where, "link"), f"retention {mixer.retention.kind} has no link to apply at anchors; remove it."
     if anchor.link == "anchor" and getattr(mixer.retention, "form", None) == "proximal":
         yield (*where, "link"), "the proximal form thresholds the weights at every token; use form 'ftrl'."
+
+
+def _pairs(context: Context) -> Iterator[Finding]:
+    """A complex decay acts on pairs of a matrix's channels."""
+    mixer, retention, dims = context.mixer, context.mixer.retention, context.dims
+    if not retention.turns:
+        return
+    pairs = getattr(retention, "pairs", "key")
+    size = dims.key_dim if pairs == "key" else dims.value_dim
+    if size % 2:
+        yield ("retention", "pairs"), f"pairs need an even {pairs}_dim; found {size}."
+    if mixer.memory.kind != "matrix" or getattr(mixer.memory, "normalizer", None) is not None:
+        yield ("retention",), f"{retention.kind} turns pairs of a plain matrix's channels; use memory matrix, or decay."
+    if mixer.update.kind == "conjugate_gradient":
+        yield ("retention",), "conjugate_gradient solves for real statistics that only fade; use decay."
+    if mixer.update.kind == "implicit" and getattr(mixer.update, "diagonal", False):
+        yield ("retention",), "the diagonal step treats every state alone, and here states come in pairs; use decay."
 
 
 def _links(context: Context) -> Iterator[Finding]:
@@ -419,6 +438,7 @@ RULES: tuple[Rule, ...] = (
     _memory_shape,
     _anchor,
     _links,
+    _pairs,
     _special_updates,
     _windows,
     _fitting,

@@ -168,6 +168,8 @@ def _plain_descent(rule: Rule) -> str | None:
 
 
 def _no_link(rule: Rule) -> str | None:
+    if rule.retention.turns:
+        return f"retention {rule.retention.kind} turns pairs of states"
     return f"retention {rule.retention.kind} has a nonlinear link" if rule.retention.has_link else None
 
 
@@ -249,7 +251,7 @@ def _not_scan(rule: Rule) -> str | None:
     return _first(
         _is_matrix(rule),
         _mixing_step(rule),
-        _no_link(rule),
+        None if rule.retention.turns else _no_link(rule),
         _no_window(rule),
         _reads_after(rule),
     )
@@ -259,6 +261,8 @@ def _mixing_step(rule: Rule) -> str | None:
     """Whether a step mixes the entries of the weights: one on a given direction, or a diagonal one, does not."""
     update, decays = rule.update, rule.retention.decay_gate is not None
     if update.kind == "implicit" and getattr(update, "diagonal", False):
+        if rule.retention.turns:
+            return _no_link(rule)
         if decays and rule.retention.order == "together":
             return "the step is taken from undecayed weights, so that a state's factor may change sign"
         return None

@@ -62,6 +62,8 @@ def granularity(gate: Gate, gates: Mapping[str, Gate], retention: Retention, upd
         elif needed == "retention.gate.token_step" and retention.decay_gate is not None:
             step = getattr(retention.decay_gate, "step", None)
             derived.append(retention.decay_gate.per if step is None else of(step))
+        elif needed == "retention.gate" and retention.decay_gate is not None:
+            derived.append(of(retention.decay_gate))
         elif needed == "update.step_size":
             derived.append(of(update.step_size))
     own = derived or [gate.granularity]

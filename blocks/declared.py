@@ -100,9 +100,9 @@ def _sample(law: Initial, shape: tuple[int, ...], generator: torch.Generator, de
     if law.log_uniform is not None:
         return _log_uniform(*law.log_uniform, shape, generator)
     if law.linspace is not None:
-        return _spread(torch.linspace(*law.linspace, _longest(shape)), shape)
+        return _spread(torch.linspace(*law.linspace, shape[_axis(shape)]), shape)
     if law.arange is not None:
-        return _spread(law.arange + torch.arange(_longest(shape), dtype=torch.float32), shape)
+        return _spread(law.arange + torch.arange(shape[_axis(shape)], dtype=torch.float32), shape)
     if law.law == "dt":
         step = _log_uniform(1e-3, 0.1, shape, generator).clamp(min=1e-4)
         return step + torch.log(-torch.expm1(-step))  # softplus^-1(step)
@@ -111,7 +111,7 @@ def _sample(law: Initial, shape: tuple[int, ...], generator: torch.Generator, de
     if law.law == "by_depth":
         layer, num_layers = depth
         ratio = layer / max(num_layers - 1, 1)
-        place = torch.linspace(0, 1, _longest(shape))
+        place = torch.linspace(0, 1, shape[_axis(shape)])
         return _spread(-(-5.0 + 12.0 * place ** (0.3 + 1.3 * ratio)), shape)
     return torch.randn(shape, generator=generator) / math.sqrt(shape[-2])
 
@@ -121,11 +121,18 @@ def _log_uniform(low: float, high: float, shape: tuple[int, ...], generator: tor
     return (math.log(low) + place * (math.log(high) - math.log(low))).exp()
 
 
-def _longest(shape: tuple[int, ...]) -> int:
-    return max(shape)
+def _axis(shape: tuple[int, ...]) -> int:
+    """Return where sequences run: over the key channels of a gate [H, K, V], else its value channels, else heads.
+
+    (The states of every channel of Mamba start alike, whatever the number of channels.) Other shapes have one axis
+    that is longest.
+    """
+    if len(shape) == 3:
+        return next((axis for axis in (1, 2) if shape[axis] > 1), 0)
+    return shape.index(max(shape))
 
 
 def _spread(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Lay a sequence along the longest axis of ``shape`` and repeat it along the others."""
-    axis = shape.index(max(shape))
+    """Lay a sequence along one axis of ``shape`` and repeat it along the others."""
+    axis = _axis(shape)
     return values.reshape([-1 if index == axis else 1 for index in range(len(shape))]).expand(shape).clone()

@@ -13,13 +13,14 @@ from archspec.families import Step
 from archspec.rule import Rule
 
 Weights = dict[str, Tensor]
+Keeper = Callable[[Tensor], Tensor]
 
 
 def descend(rule: Rule, token: Quantities, state: MemoryState, position: int) -> tuple[Tensor, MemoryState]:
     """Advance weights by one token, in the layout [B, H, C, d] (C > 1: several steps a token), and read."""
     names = list(rule.memory.weights(rule.dims))
     before = {name: state[f"dual.{name}"] for name in names}
-    alpha = {name: _alpha(rule, token, name) for name in names}
+    keep = {name: _keeper(rule, token, name) for name in names}
     anchor = rule.update.anchor
     fresh = anchor is not None and position % anchor.every == 0
     anchored: Weights = {}
@@ -27,10 +28,10 @@ def descend(rule: Rule, token: Quantities, state: MemoryState, position: int) ->
         anchored = _linked(rule, before) if fresh else {name: state[f"anchor.{name}"] for name in names}
     linear = _in_chunk(rule, state, anchored, fresh)
 
-    dual, kept = _moved(rule, token, state, before, alpha, anchored, position)
+    dual, kept = _moved(rule, token, state, before, keep, anchored, position)
     after: MemoryState = {f"dual.{name}": tensor for name, tensor in dual.items()}
     after.update(kept)
-    moves = {name: _line(rule, alpha[name], linear[name], before[name], dual[name]) for name in linear}
+    moves = {name: _line(keep[name], linear[name], before[name], dual[name]) for name in linear}
     weights = moves or _linked(rule, dual)
     if anchor is not None:
         # Between two chunks the anchor already stands where the next one begins; a lagging anchor stands after
@@ -54,9 +55,9 @@ def _in_chunk(rule: Rule, state: MemoryState, anchored: Weights, fresh: bool) ->
     return {name: tensor if fresh else state[f"linear.{name}"] for name, tensor in anchored.items()}
 
 
-def _line(rule: Rule, alpha: Tensor, linear: Tensor, before: Tensor, after: Tensor) -> Tensor:
+def _line(keep: Keeper, linear: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """Give the in-chunk weights the step that the dual took: both decay alike, so their difference only decays."""
-    return after + alpha * (linear - before)
+    return after + keep(linear - before)
 
 
 def _moved(
@@ -64,13 +65,13 @@ def _moved(
     token: Quantities,
     state: MemoryState,
     before: Weights,
-    alpha: Weights,
+    keep: Mapping[str, Keeper],
     anchored: Weights,
     position: int,
 ) -> tuple[Weights, MemoryState]:
     """Return the dual after the token's steps, and the update's buffers and window."""
     order = rule.retention.order
-    dual = {name: alpha[name] * tensor for name, tensor in before.items()} if order == "decay_first" else dict(before)
+    dual = {name: keep[name](tensor) for name, tensor in before.items()} if order == "decay_first" else dict(before)
     buffers = {name: {buffer: state[f"{buffer}.{name}"] for buffer in rule.update.buffers} for name in before}
     kept: MemoryState = {}
     for index in range(token.steps):
@@ -81,10 +82,11 @@ def _moved(
         for name in before:
             step = _step(rule, part, name, gradients[name], stepped[name] * _mean_factor(rule, position), point[name])
             increment, buffers[name] = rule.update.increment(step, buffers[name])
-            dual[name] = alpha[name] * dual[name] + increment if order == "together" else dual[name] + increment
+            increment = rule.retention.receive(increment, _retained(rule, part, name))
+            dual[name] = (keep[name](dual[name]) if order == "together" else dual[name]) + increment
             dual[name] = _mean_reduced(rule, state, name, dual[name], increment, position)
     if order == "step_first":
-        dual = {name: alpha[name] * tensor for name, tensor in dual.items()}
+        dual = {name: keep[name](tensor) for name, tensor in dual.items()}
     dual = {name: rule.retention.project(tensor) for name, tensor in dual.items()}
     for name, tensors in buffers.items():
         kept.update({f"{buffer}.{name}": tensor for buffer, tensor in tensors.items()})
@@ -203,11 +205,18 @@ def _linked(rule: Rule, dual: Weights) -> Weights:
     return {name: rule.retention.link(tensor) for name, tensor in dual.items()}
 
 
-def _alpha(rule: Rule, token: Quantities, name: str) -> Tensor:
-    if rule.retention.decay_gate is None:
-        return torch.ones((), dtype=token.query.dtype, device=token.query.device)
-    log_alpha = token.gates["retention.gate"]
-    return gate_on_weight(log_alpha, weight_axis(rule, name, log_alpha)).exp()
+def _keeper(rule: Rule, token: Quantities, name: str) -> Keeper:
+    gates = _retained(rule, token, name)
+    return lambda weight: rule.retention.keep(weight, gates)
+
+
+def _retained(rule: Rule, token: Quantities, name: str) -> dict[str, Tensor]:
+    """Return the retention's gates by field name, laid on a weight."""
+    return {
+        path.removeprefix("retention."): gate_on_weight(gate, weight_axis(rule, name, gate))
+        for path, gate in token.gates.items()
+        if path.startswith("retention.")
+    }
 
 
 def _scaled(rule: Rule, gradients: Weights, gate: Tensor) -> Weights:

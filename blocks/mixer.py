@@ -120,10 +120,16 @@ class MemoryMixerModule(Declared):
                 for name in ("query", "key", "value")
             }
         )
+        own = config.retention.gate_dims(dims)
         self.gates = nn.ModuleDict(
             {
                 name.replace(".", "/"): GateModule(
-                    gate, f"{path}.{name}", widths, dims, depth, steps if name in Quantities.stepped_gates else 1
+                    gate,
+                    f"{path}.{name}",
+                    widths,
+                    own if name.startswith("retention.") else dims,
+                    depth,
+                    steps if name in Quantities.stepped_gates else 1,
                 )
                 for name, gate in config.named_gates()
             }
@@ -281,9 +287,9 @@ class MemoryMixerModule(Declared):
                 if is_step:
                     known[path] = module(streams, carry, known, aspect="token_step")
                 else:
-                    known[path] = module(
-                        streams, carry, known, aspect="log_value" if path == "retention.gate" else "value"
-                    )
+                    value = module(streams, carry, known, aspect="log_value" if path == "retention.gate" else "value")
+                    owned = path.startswith("retention.")
+                    known[path] = self.rule.retention.laid_out(value) if owned else value
             return known[path]
 
         paths = [path for path, _ in self.config.named_gates() if path.startswith(below)]
