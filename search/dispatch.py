@@ -40,15 +40,22 @@ class Dispatcher:
         self._queue: deque[Request] = deque()
         self._flying: dict[str, Request] = {}
 
-    def add(self, requests: Iterable[Request]) -> None:
-        """Queue what is not done yet."""
+    def add(self, requests: Iterable[Request], *, first: bool = False) -> None:
+        """Queue what is not done yet, behind what is queued or, if it goes ``first``, before it."""
+        place = 0
         for request in requests:
             if request["key"] in self._run.finished_keys or self._is_known(request):
                 continue
             if self._folder.result(request["key"]).is_file():
                 self._record(request)
             else:
-                self._queue.append(request)
+                self._queue.insert(place if first else len(self._queue), request)
+                place += 1
+
+    @property
+    def idle(self) -> int:
+        """How many workers have nothing to do, with nothing queued for them."""
+        return self._executor.capacity - len(self._flying) - len(self._queue)
 
     @property
     def outstanding(self) -> list[Request]:

@@ -5,6 +5,10 @@ evaluated on the first rung, some are promoted, and the round is closed by telli
 Draws wait for the round before them, not for each other, so that what is drawn does not depend on which worker was
 faster; nor does anything else but measured times.
 
+An asynchronous run has one round, however large, and no worker waits in it: who finishes a rung is promoted or not at
+once (``ladder.Halving``), and while a worker is free another candidate is drawn. What is drawn then depends on the
+order in which evaluations finish; with one worker that order is always the same.
+
 The driver's memory is the event log. Whatever it is about to do it derives from the log, the study's journal and the
 result files, so that a driver that was killed at any point is continued by another.
 """
@@ -24,13 +28,13 @@ from archspec.search.conclusions import conclude
 from archspec.search.dispatch import Dispatcher
 from archspec.search.eventlog import EVENTS, Event, EventLog, read_events, trim_torn_line
 from archspec.search.executors import Executor
-from archspec.search.ladder import Contender, promote
+from archspec.search.ladder import Halving, contender, promote, ranking
 from archspec.search.points import parameters
 from archspec.search.proposals import Proposal, Proposer
 from archspec.search.records import FORMAT, replay
-from archspec.search.requests import prepare, rechecks_for, requests_for
+from archspec.search.requests import prepare, rechecks_for, requests_for, stages
 from archspec.search.rundir import RunFolder
-from archspec.search.searchfile import SearchFile, promotion_metrics, rankable
+from archspec.search.searchfile import SearchFile
 from archspec.search.settings import score_name
 from archspec.search.storage import storage_errors
 from archspec.search.study import JOURNAL, SearchStudy
@@ -88,6 +92,9 @@ class Driver:
                 status = self._work()
         except StoppedEarly as stopped:
             status = str(stopped)
+        except BaseException:
+            self._log.close()
+            raise
         finally:
             self._executor.shutdown()
             self._opened.close()
@@ -131,7 +138,8 @@ class Driver:
         self._proposer = Proposer(self._search, self._study, self.run, self._offset, among)
         self._start_baselines()
         while (size := self._round_size()) > 0:
-            self._climb(len(self.run.closed), size)
+            climb = self._flow if self._search.settings.asynchronous else self._climb
+            climb(len(self.run.closed), size)
             if len(self.run.closed) - 1 in self.run.exhausted:
                 break
         self._finish([trial.number for trial in self.run if trial.origin == "baseline"])
@@ -165,7 +173,8 @@ class Driver:
             left = self._limits.trials - sum(self.run.round_sizes.values())
             if left <= 0:
                 return 0
-            self.emit("round", round=index, size=min(left, self._search.settings.candidates))
+            settings = self._search.settings
+            self.emit("round", round=index, size=left if settings.asynchronous else min(left, settings.candidates))
         return self.run.round_sizes[index]
 
     def _climb(self, index: int, size: int) -> None:
@@ -181,6 +190,50 @@ class Driver:
         for trial in self._accepted(index):
             self._tell(trial)
         self.emit("closed", round=index)
+
+    def _flow(self, index: int, size: int) -> None:
+        """Take one round up the ladder asynchronously: whenever a worker is free, the next step is decided."""
+        halving, settled = Halving(self._search, index), 0
+        accepted = len(self._accepted(index))
+        while self._proposer.is_cut_short and index not in self.run.exhausted:
+            accepted += self._draw_one(index) is not None  # before anything else is known: as it would have been drawn
+        for number, rung in self.run.begun:
+            if self.run.trials[number].round == index:
+                self._enqueue(number, rung, first=rung > 0)
+        while True:
+            self._check()
+            settled = self._settle(index, halving, settled)
+            drawing = accepted < size and index not in self.run.exhausted
+            if drawing and self._dispatcher.idle > 0:
+                if (found := self._draw_one(index)) is not None:
+                    accepted += 1
+                    self._enqueue(self._by_hash[found.hash], 0)
+                self._dispatcher.step(0.0)
+            elif self._dispatcher.outstanding:
+                self._dispatcher.step(POLL_S)
+            elif settled == len(self.run.completions):
+                break
+        for trial in self._accepted(index):
+            self._tell(trial)
+        self.emit("closed", round=index)
+
+    def _settle(self, index: int, halving: Halving, settled: int) -> int:
+        """Promote and tell as the completions from ``settled`` on require; return how many there are."""
+        while settled < len(self.run.completions):
+            number, rung, ok = self.run.completions[settled]
+            settled += 1
+            trial = self.run.trials[number]
+            if trial.round != index:
+                continue
+            if not ok or rung == len(self._search.settings.ladder) - 1:
+                self._tell(trial)
+                continue
+            for decision in halving.finish(trial, rung):
+                if decision.number not in self.run.promotions.get((index, rung), {}).get(decision.how, ()):
+                    promoted = {"rank": [], "random": [], decision.how: [decision.number]}
+                    self.emit("promoted", round=index, rung=rung, **promoted, aggregates={})
+                    self._enqueue(decision.number, rung + 1, first=True)
+        return settled
 
     def _draw(self, index: int, size: int) -> None:
         """Propose until the round has its candidates, or the space has no more."""
@@ -247,20 +300,15 @@ class Driver:
         if rule is None:
             return list(members)
         if (index, rung) not in self.run.promotions:
-            directions = rankable(settings, settings.ladder[rung])
-            by = {name: directions[name] for name in promotion_metrics(settings, rung)}
-            contenders = [self._contender(self.run.trials[number], rung, by) for number in members]
+            by = ranking(settings, rung)
+            contenders = []
+            for trial in (self.run.trials[number] for number in members):
+                contenders.append(contender(trial, rung, by, rung == 0 or trial.promoted_by == "random"))
             found = promote(contenders, rule, by, (settings.seed, index, rung))
             aggregates = {str(number): round(value, 6) for number, value in found.aggregates.items()}
             self.emit("promoted", round=index, rung=rung, rank=found.rank, random=found.random, aggregates=aggregates)
         promoted = self.run.promotions[index, rung]
         return sorted([*promoted["rank"], *promoted["random"]])
-
-    def _contender(self, trial: Trial, rung: int, by: Mapping[str, str]) -> Contender:
-        measured = {**trial.training_free, **trial.low_fidelity.get(rung, {})}
-        values = {name: measured[name]["mean"] if name in measured else trial.figures.get(name) for name in by}
-        size = trial.figures["non_embedding_parameters"]
-        return Contender(trial.number, size, values, rung == 0 or trial.promoted_by == "random")
 
     def _tell(self, trial: Trial) -> None:
         number = trial.number - self._offset
@@ -284,9 +332,9 @@ class Driver:
             values.append(float(value))
         return values
 
-    def _enqueue(self, number: int, rung: int) -> None:
+    def _enqueue(self, number: int, rung: int, *, first: bool = False) -> None:
         if self.run.trials[number].state != "failed":
-            self._dispatcher.add(requests_for(self._prepared, self._candidate(number), number, rung))
+            self._dispatcher.add(requests_for(self._prepared, self._candidate(number), number, rung), first=first)
 
     def _candidate(self, number: int) -> Candidate:
         """Return an accepted candidate, read back from its spec after a restart."""
@@ -348,9 +396,10 @@ def opening(search: SearchFile) -> dict[str, Any]:
             {
                 "rung": rung.rung,
                 "tokens": rung.tokens,
+                "stages": stages(settings, index),
                 "promote": None if rung.promote is None else rung.promote.model_dump(mode="json"),
             }
-            for rung in settings.ladder
+            for index, rung in enumerate(settings.ladder)
         ],
         "space": vars(search.space.size),
     }

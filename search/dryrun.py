@@ -128,7 +128,10 @@ def _evaluations(search: SearchFile, num_baselines: int) -> dict[str, int]:
         if index == last and settings.cost.measure:
             stages.append("cost")
         found.update({f"{index}/{stage}": count for stage in stages})
-        members = members if rung.promote is None else min(members, rounds * rung.promote.count)
+        if rung.promote is not None and rung.promote.count is not None:
+            members = min(members, rounds * rung.promote.count)
+        elif rung.promote is not None:
+            members = rung.promote.numbers(members)[0]
     return found
 
 

@@ -7,6 +7,18 @@ place is (r - 1/2) / n, and its aggregate the mean of its places. A metric that 
 The random share is drawn first and from all, so that it is a fair sample of what the rung saw: rank correlations are
 computed on it alone. On a later rung it is drawn from those who got there by lot, and so stays a fair sample of the
 whole. It depends on (seed, round, rung) only.
+
+The asynchronous ladder decides each time that a candidate finishes a rung (after Li et al., "A System for Massively
+Parallel Hyperparameter Tuning", arXiv:1810.05934), by the same aggregate over all who have finished the rung so far:
+
+    lot     a candidate goes on if a number drawn from (seed, rung, trial) is below fraction x random: known before
+            anything is measured, and so as fair a sample. On a later rung only those whom lot brought take part, with
+            the odds raised by their share.
+    rank    of n who finished, floor(fraction (1 - random) n) are promoted by rank: each time that number grows, the
+            best who is not yet promoted goes on. (The paper promotes whoever is in the top share at the time, which
+            promotes more than the share.)
+
+So decisions are a function of the order in which candidates finish, which the log keeps.
 """
 
 from __future__ import annotations
@@ -15,10 +27,13 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from archspec.search.correlation import average_ranks
 from archspec.search.names import Direction
-from archspec.search.settings import Promote
+from archspec.search.searchfile import SearchFile, promotion_metrics, rankable
+from archspec.search.settings import Promote, Settings
+from archspec.search.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -55,10 +70,85 @@ def promote(
     aggregates = aggregate(ordered, by, rule.bin_width)
     generator = random.Random("/".join(map(str, (*lot, "promotion"))))
     pool = [c.number for c in ordered if c.by_lot]
-    drawn = generator.sample(pool, min(rule.num_random, len(pool)))
+    count, lots = rule.numbers(len(ordered))
+    drawn = generator.sample(pool, min(lots, len(pool)))
     rest = [c.number for c in ordered if c.number not in drawn]
     best = sorted(rest, key=lambda number: (aggregates[number], number))
-    return Promotion(best[: max(0, rule.count - len(drawn))], drawn, aggregates)
+    return Promotion(best[: max(0, count - len(drawn))], drawn, aggregates)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One candidate goes on from a rung, by rank or by lot."""
+
+    number: int
+    rung: int
+    how: Literal["rank", "random"]
+
+
+class Halving:
+    """The asynchronous ladder of one round: hears who finished which rung, in order, and says who goes on."""
+
+    def __init__(self, search: SearchFile, index: int) -> None:
+        settings = search.settings
+        self._settings, self._index, self._seed = settings, index, settings.seed
+        self._finished: list[list[Contender]] = [[] for _ in settings.ladder]
+        self._by_rank: list[set[int]] = [set() for _ in settings.ladder]
+        self._by_lot: list[set[int]] = [set() for _ in settings.ladder]
+        self._shares = expected_shares(settings)
+
+    def finish(self, trial: Trial, rung: int) -> list[Decision]:
+        """Return the promotions that are due because this candidate finished this rung."""
+        if rung >= len(self._shares):
+            return []
+        fraction, random_share, odds = self._shares[rung]
+        rule, by = self._settings.ladder[rung].promote, ranking(self._settings, rung)
+        came_by_lot = rung == 0 or trial.number in self._by_lot[rung - 1]
+        finished = self._finished[rung]
+        finished.append(contender(trial, rung, by, came_by_lot))
+        found: list[Decision] = []
+        if came_by_lot and _lot(self._seed, rung, trial.number) < odds:
+            self._by_lot[rung].add(trial.number)
+            found.append(Decision(trial.number, rung, "random"))
+        promoted = self._by_rank[rung]
+        due = math.floor(fraction * (1 - random_share) * len(finished) + 1e-9) - len(promoted)
+        if due > 0 and rule is not None:
+            aggregates = aggregate(finished, by, rule.bin_width)
+            rest = [c.number for c in finished if c.number not in promoted and c.number not in self._by_lot[rung]]
+            best = sorted(rest, key=lambda number: (aggregates[number], number))[:due]
+            promoted.update(best)
+            found += [Decision(number, rung, "rank") for number in best]
+        return found
+
+
+def expected_shares(settings: Settings) -> list[tuple[float, float, float]]:
+    """Return, by rung: the fraction that goes on, the random share of it, and the odds of one who takes part in it."""
+    found: list[tuple[float, float, float]] = []
+    arriving, share_by_lot = float(settings.candidates), 1.0
+    for rung in settings.ladder:
+        if rung.promote is not None:
+            fraction, random_share = rung.promote.shares(max(1, round(arriving)))
+            odds = min(1.0, fraction * random_share / share_by_lot) if share_by_lot else 0.0
+            found.append((fraction, random_share, odds))
+            arriving, share_by_lot = arriving * fraction, random_share
+    return found
+
+
+def ranking(settings: Settings, rung: int) -> dict[str, Direction]:
+    """Return the metrics that rank on a rung, with directions."""
+    directions = rankable(settings, settings.ladder[rung])
+    return {name: directions[name] for name in promotion_metrics(settings, rung)}
+
+
+def contender(trial: Trial, rung: int, by: Mapping[str, Direction], by_lot: bool) -> Contender:
+    """Return a candidate as promotion from a rung sees it."""
+    measured = {**trial.training_free, **trial.low_fidelity.get(rung, {})}
+    values = {name: measured[name]["mean"] if name in measured else trial.figures.get(name) for name in by}
+    return Contender(trial.number, trial.figures["non_embedding_parameters"], values, by_lot)
+
+
+def _lot(seed: int, rung: int, number: int) -> float:
+    return random.Random(f"{seed}/{rung}/{number}/lot").random()
 
 
 def aggregate(contenders: Sequence[Contender], by: Mapping[str, Direction], bin_width: float) -> dict[int, float]:

@@ -77,8 +77,11 @@ class Progress:
         if name == "died":
             return f"{self._name(event)} {work(event['stage'])}: {event['reason']}; trying again"
         if name == "promoted":
-            named = {how: [run.trials[number].name for number in event[how]] for how in ("rank", "random")}
-            return f"promoted by rank: {', '.join(named['rank'])}; at random: {', '.join(named['random'])}"
+            said = []
+            for how, numbers in (("by rank", event["rank"]), ("at random", event["random"])):
+                if numbers:
+                    said.append(f"{how}: {', '.join(run.trials[number].name for number in numbers)}")
+            return f"promoted {'; '.join(said) or 'none'}"
         if name == "exhausted":
             return "the space has no more distinct feasible candidates"
         if name == "stopped":
@@ -138,7 +141,8 @@ class Progress:
                 wanted[stage] = wanted.get(stage, 0) + left + extra
             if rung["promote"] is not None:
                 rounds = max(1, -(-run.trials_wanted // max(1, max(run.round_sizes.values(), default=1))))
-                left = min(left, rung["promote"]["count"] * rounds)
+                count, fraction = rung["promote"].get("count"), rung["promote"].get("fraction")
+                left = round(left * fraction) if fraction else min(left, count * rounds)
         done: dict[str, int] = {}
         for trial in run:
             for stage in trial.files:

@@ -86,6 +86,8 @@ class Run:
         tasks: task name -> {kind, primary, scores: {name: direction}}.
         metrics: training-free metric -> direction.
         rungs: the ladder, [{rung, tokens, promote}].
+        begun: [trial, rung] for every rung that a candidate came to, in order.
+        completions: [trial, rung, 1], or [trial, rung, 0] for a failure, in the order in which rungs were finished.
         redraws: points drawn again at once because they were known, beside those rejected as duplicates.
     """
 
@@ -113,6 +115,8 @@ class Run:
     round_sizes: dict[int, int] = field(default_factory=dict)
     exhausted: set[int] = field(default_factory=set)
     redraws: int = 0
+    begun: list[list[int]] = field(default_factory=list)
+    completions: list[list[int]] = field(default_factory=list)
     finished_keys: dict[str, bool] = field(default_factory=dict)
     closed: set[int] = field(default_factory=set)
 
@@ -196,6 +200,7 @@ class Run:
         for name in ("name", "hash", "origin", "round", "coordinates", "figures", "families", "kernels", "note"):
             setattr(trial, name, event[name])
         self._drawn(trial, event)
+        self.begun.append([trial.number, 0])
 
     def _on_rejected(self, event: Event) -> None:
         trial = self._trial(event)
@@ -238,14 +243,19 @@ class Run:
             return
         trial.finished = event["time"]
         if not event["ok"]:
+            if trial.state != "failed":
+                self.completions.append([trial.number, event["rung"], 0])
             trial.state, trial.reason = "failed", trial.reason or event["reason"]
             return
         trial.training_free.update(value.get("metrics", {}))
         trial.cost.update(value.get("cost", {}))
         if "scores" in value:
             self._scored(trial, event["rung"], value)
-        if trial.state == "proposed" and trial.training_free:
+        if trial.state == "proposed" and (trial.training_free or trial.low_fidelity):
             trial.state = "evaluated"
+        stages = self.rungs[event["rung"]].get("stages")
+        if trial.state != "failed" and stages and all(each in trial.files for each in stages):
+            self.completions.append([trial.number, event["rung"], 1])
 
     def _scored(self, trial: Trial, rung: int, value: Mapping[str, Any]) -> None:
         if rung < len(self.rungs) - 1:
@@ -258,11 +268,13 @@ class Run:
             trial.state = "trained"
 
     def _on_promoted(self, event: Event) -> None:
-        self.promotions[event["round"], event["rung"]] = {name: event[name] for name in ("rank", "random")}
+        promoted = self.promotions.setdefault((event["round"], event["rung"]), {"rank": [], "random": []})
         for how in ("rank", "random"):
+            promoted[how] = [*promoted[how], *event[how]]
             for number in event[how]:
                 trial = self.trials[number]
                 trial.promoted_by = how  # type: ignore[assignment]
+                self.begun.append([number, event["rung"] + 1])
 
     def _on_round(self, event: Event) -> None:
         self.round_sizes[event["round"]] = event["size"]

@@ -15,7 +15,7 @@ from archspec.search.candidates import Candidate
 from archspec.search.executors import Request
 from archspec.search.families import Task
 from archspec.search.searchfile import SearchFile
-from archspec.search.settings import Rung
+from archspec.search.settings import Rung, Settings
 
 KEY_DIGITS = 20
 FRESH_SEEDS = 1_000_000  # added to a search's seed: no run of the search itself has used these
@@ -96,6 +96,14 @@ def _requests(
         key = _key(prepared, candidate.hash, kind, fields)
         found.append({**shared, **fields, "key": key, "stage": f"{index}/{stage}", "kind": kind})
     return found
+
+
+def stages(settings: Settings, index: int) -> list[str]:
+    """Return the names of a candidate's evaluations on a rung."""
+    if settings.ladder[index].rung == "training_free":
+        return [f"{index}/training_free"]
+    cost = ["cost"] if index == len(settings.ladder) - 1 and settings.cost.measure else []
+    return [f"{index}/{stage}" for stage in (*(f"train/{name}" for name in settings.tasks), *cost)]
 
 
 def plan_entries(plan: Plan) -> list[dict[str, Any]]:

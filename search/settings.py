@@ -20,6 +20,7 @@ baselines: [transformer]
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -130,16 +131,18 @@ class ObjectiveSetting(StrictModel):
 class Promote(StrictModel):
     """Who goes on to the next rung: ``count`` in all, ``random`` of them drawn whatever their scores.
 
-    The random share is drawn first, from all. The others are those with the best rank aggregate: within each bin of
-    equal size (non-embedding parameters within a factor ``bin_width``), each metric of ``by`` ranks the candidates;
-    ranks are scaled to (0, 1) and averaged.
+    Instead of ``count``, ``fraction`` says which share of those who finish the rung goes on, and ``random`` which share
+    of these is drawn. The random share is drawn first, from all. The others are those with the best rank aggregate:
+    within each bin of equal size (non-embedding parameters within a factor ``bin_width``), each metric of ``by`` ranks
+    the candidates; ranks are scaled to (0, 1) and averaged.
 
     A bare number is ``count``.
     """
 
-    count: Count
+    count: Count | None = None
+    fraction: Annotated[Number, Field(gt=0, le=1)] | None = None
     by: tuple[Text, ...] = ()
-    random: Annotated[Integer, Field(ge=0)] | None = None
+    random: Annotated[Number, Field(ge=0)] | None = None
     bin_width: Annotated[Number, Field(ge=1)] = 1.25
 
     @model_validator(mode="before")
@@ -149,18 +152,35 @@ class Promote(StrictModel):
 
     @model_validator(mode="after")
     def _random_is_a_share(self) -> Self:
-        if self.random is not None and self.random > self.count:
+        if (self.count is None) == (self.fraction is None):
+            raise PydanticCustomError("promote", "required: either 'count' or 'fraction'.")
+        if self.random is not None and self.random > (self.count or 1):
             raise PydanticCustomError(
                 "promote",
-                "random: {random} is more than count: {count}; 'random' is a share of those promoted.",
-                {"random": self.random, "count": self.count},
+                "random: {random} is more than {what}; 'random' is a share of those promoted.",
+                {"random": f"{self.random:g}", "what": "1" if self.count is None else f"count: {self.count}"},
+            )
+        if self.count is not None and self.random is not None and self.random != int(self.random):
+            raise PydanticCustomError(
+                "promote",
+                "random: found {random}; required beside 'count': a whole number.",
+                {"random": f"{self.random:g}"},
             )
         return self
 
-    @property
-    def num_random(self) -> int:
-        """How many are drawn at random; a quarter unless said."""
-        return max(1, self.count // 4) if self.random is None else self.random
+    def numbers(self, finished: int) -> tuple[int, int]:
+        """Return how many of those who finished a rung together go on, and how many of these are drawn at random."""
+        if self.count is not None:
+            return self.count, max(1, self.count // 4) if self.random is None else int(self.random)
+        count = math.ceil((self.fraction or 0.0) * finished)
+        return count, round(count * (0.25 if self.random is None else self.random))
+
+    def shares(self, expected: int) -> tuple[float, float]:
+        """Return the same as shares: of those who finish goes on; of these is drawn, ``expected`` finishing in all."""
+        if self.count is None:
+            return self.fraction or 0.0, 0.25 if self.random is None else self.random
+        count, lot = self.numbers(expected)
+        return min(1.0, count / expected), lot / count
 
 
 class Rung(StrictModel):
@@ -307,6 +327,8 @@ class Settings(StrictModel):
             sampler is asked for another.
         recheck: whether, and on how many fresh seeds, the front's members are scored again at the end.
         trials: distinct feasible draws in all; default: one round of the ladder.
+        asynchronous: promote each candidate as soon as it finishes a rung, and draw another whenever a worker is
+            free, instead of climbing in rounds; see ``ladder``.
         timeout_s: seconds after which a run stops, to be continued by the same command.
         evaluation_timeout_s: seconds after which one evaluation is recorded as failed.
         workers: worker processes; default: one per core, or per GPU.
@@ -336,6 +358,7 @@ class Settings(StrictModel):
     cost: CostSetting = Field(default_factory=CostSetting)
     recheck: Recheck | None = None
     trials: Count | None = None
+    asynchronous: Flag = False
     timeout_s: Positive | None = None
     evaluation_timeout_s: Positive | None = None
     workers: Count | None = None

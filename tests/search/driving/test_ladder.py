@@ -80,6 +80,6 @@ def test_few_contenders_are_all_promoted() -> None:
 
 
 def test_a_bare_number_is_the_count_and_a_quarter_of_it_is_random() -> None:
-    assert (rule(count=8).num_random, Promote.model_validate(16).count) == (2, 16)
+    assert (rule(count=8).numbers(48), Promote.model_validate(16).count) == ((8, 2), 16)
     with pytest.raises(ValueError, match="random: 9 is more than count: 8"):
         rule(count=8, random=9)
