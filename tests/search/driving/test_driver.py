@@ -28,7 +28,7 @@ from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import load_search_file
 from archspec.search.trial import Trial
 
-MEASURED = ("wall_s", "started", "cost", "folder")
+MEASURED = ("wall_s", "started", "finished", "cost", "folder")
 BRITTLE = """
 import os, signal
 from typing import ClassVar
