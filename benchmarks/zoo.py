@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,17 +65,33 @@ class Settings:
 def main(arguments: list[str] | None = None) -> int:
     """Train what is missing from the file; return 0, or 1 when a model diverged."""
     options, settings = _parse(arguments)
-    torch.set_num_threads(options.threads)
     output = Path(options.output)
     results = recorded(output, settings)
-    for name in options.models:
-        if name not in results:
-            results[name] = trained(name, settings, options.device)
-            write(results, settings, output)
-        print(f"{name}: {_line(results[name])}", flush=True)
+    missing = [name for name in options.models if name not in results]
+    for name, found in _trained_all(missing, settings, options):
+        results[name] = found
+        write(results, settings, output)
+        print(f"{name}: {_line(found)}", flush=True)
     diverged = [name for name, found in results.items() if "diverged" in found]
     print(f"{len(results)} trained, {len(diverged)} diverged{': ' if diverged else ''}{', '.join(diverged)}")
     return 1 if diverged else 0
+
+
+def _trained_all(
+    names: list[str], settings: Settings, options: argparse.Namespace
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each model's result as it comes: one after another, or in several processes."""
+    if options.processes == 1:
+        torch.set_num_threads(options.threads)
+        for name in names:
+            yield name, trained(name, settings, options.device)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
+    threads = (options.threads,)
+    with ProcessPoolExecutor(options.processes, context, initializer=torch.set_num_threads, initargs=threads) as pool:
+        running = {pool.submit(trained, name, settings, options.device): name for name in names}
+        for future in as_completed(running):
+            yield running[future], future.result()
 
 
 def trained(name: str, settings: Settings, device: str = "cpu") -> dict[str, Any]:
@@ -169,7 +187,8 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Settings]:
     parser.add_argument("--models", help="some shipped models, separated by commas (default: all)")
     parser.add_argument("--output", required=True, help="JSON file to write and to continue")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--processes", type=int, default=1, help="models trained at a time")
     for name, value in asdict(default).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}")
     options = parser.parse_args(arguments)

@@ -18,10 +18,11 @@ def test_results_are_kept_after_every_model_and_not_trained_again(
     output = tmp_path / "zoo.json"
     assert zoo.main([*QUICK, "--models", "transformer", "--output", str(output)]) == 0
     first = json.loads(output.read_text())
-    assert zoo.main([*QUICK, "--models", "transformer,gla", "--output", str(output)]) == 0
+    more = ["--models", "transformer,gla,retnet", "--processes", "2"]
+    assert zoo.main([*QUICK, *more, "--output", str(output)]) == 0
     both = json.loads(output.read_text())
     assert both["models"]["transformer"] == first["models"]["transformer"]
-    assert set(both["models"]) == {"transformer", "gla"}
+    assert set(both["models"]) == {"transformer", "gla", "retnet"}
     assert "gla" in first["not_run"]
     assert "gla" not in both["not_run"]
     found = both["models"]["gla"]
@@ -31,7 +32,7 @@ def test_results_are_kept_after_every_model_and_not_trained_again(
     table = output.with_suffix(".md").read_text()
     assert f"| {found['bits_per_byte']:.3f} |" in table
     assert "Not run:" in table
-    assert "2 trained, 0 diverged" in capsys.readouterr().out
+    assert "3 trained, 0 diverged" in capsys.readouterr().out
 
 
 def test_a_file_of_other_settings_is_not_continued(tmp_path: Path) -> None:
