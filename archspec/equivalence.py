@@ -60,7 +60,10 @@ def _same_write_size(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
 
 
 def _simple_bias(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
-    """lp at p = 1 is l1 and at p = 2 is l2 (without smoothing); huber's forms coincide for one value channel."""
+    """lp at p = 1 is l1 and at p = 2 is l2 (without smoothing); so is weighted_l2 of ones.
+
+    Huber's forms coincide for one value channel.
+    """
     bias = mixer.bias
     shared = {name: getattr(bias, name) for name in Bias.model_fields}
     window = bias.window
@@ -70,6 +73,8 @@ def _simple_bias(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
     if bias.kind == "lp" and getattr(bias, "smoothing", None) is None and getattr(bias, "p", None) in (1, 2):
         name = "l1" if getattr(bias, "p", None) == 1 else "l2"
         return _with(mixer, bias=Bias.parse(name).model_copy(update=shared))
+    if bias.kind == "weighted_l2" and _constant(getattr(bias, "weights", None)) == 1:
+        return _with(mixer, bias=Bias.parse("l2").model_copy(update=shared))
     if bias.kind == "huber" and mixer.dims(model_dim).value_dim == 1:
         return _with(mixer, bias=bias.model_copy(update={"form": "coordinate"}))
     return mixer

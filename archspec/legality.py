@@ -17,7 +17,7 @@ from archspec.rule import granularity
 from archspec.schema import Cycle, Layout, Loop, MemoryMixer, Spec
 from archspec.shapes import HeadDims
 
-NON_NEGATIVE = ("update.step_size", "bias.threshold")
+NON_NEGATIVE = ("update.step_size", "bias.threshold", "bias.weights")
 FRACTIONS = ("retention.gate", "update.momentum")
 
 
@@ -273,7 +273,7 @@ def _bias_gates(context: Context) -> Iterator[Finding]:
                 f"form {form} compares the threshold with a norm over the channels, so it is one number a head; "
                 "use per head, or form 'coordinate'.",
             )
-        elif granularity not in ("head", "value") and path == "bias.threshold":
+        elif granularity not in ("head", "value") and path in ("bias.threshold", "bias.weights"):
             yield tuple(path.split(".")), f"an error has one entry a value channel; found per {granularity}."
 
 

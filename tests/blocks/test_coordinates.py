@@ -11,9 +11,10 @@ import torch
 from archspec import complexity
 from archspec.blocks.carry import Carry
 from archspec.blocks.model import SequenceModel, num_parameters
+from archspec.canonical import architecture_hash
 from archspec.compiler import compile  # noqa: A004
 from archspec.errors import SpecError
-from archspec.families import Position
+from archspec.families import Bias, Position
 from archspec.loading import load
 
 LENGTH, SPLIT, VOCABULARY = 12, 5, 11
@@ -35,6 +36,16 @@ MIXERS: dict[str, dict[str, Any]] = {
         "memory": {"kind": "kv", "window": 2, "sinks": 4, "stride": 3},
         "retention": {"kind": "decay", "gate": "gdn"},
         "value": {"heads": 1},
+    },
+    "weighted error": {
+        **LINEAR,
+        "bias": {"kind": "weighted_l2", "weights": {"kind": "softplus", "per": "value"}},
+        "update": {"kind": "gradient_descent", "step_size": 0.3},
+    },
+    "weighted error of a deep memory": {
+        "memory": {"kind": "mlp", "expansion": 1},
+        "bias": {"kind": "weighted_l2", "weights": {"kind": "sigmoid", "per": "value"}},
+        "update": {"kind": "momentum", "momentum": 0.5, "step_size": 0.2, "anchor": 4},
     },
     "learned query": {**ATTENTION, "query": "learned", "value": {"heads": 1}},
     "running softmax": {
@@ -105,6 +116,14 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
         (
             {**ATTENTION, "query": {"kind": "learned", "rank": 2, "conv": 4}},
             "a learned projection reads no token: remove conv, rank, or use kind 'linear'.",
+        ),
+        (
+            {**LINEAR, "bias": {"kind": "weighted_l2", "weights": {"kind": "softplus", "per": "key"}}},
+            "an error has one entry a value channel; found per key.",
+        ),
+        (
+            {**LINEAR, "bias": {"kind": "weighted_l2", "weights": "tanh"}},
+            "must not be negative, and tanh ranges over [-1, 1]; use softplus.",
         ),
         (
             {**ATTENTION, "memory": {"kind": "kv", "sinks": 2}},
@@ -197,3 +216,18 @@ def test_sinks_and_strided_tokens_are_seen_beyond_the_window() -> None:
     close(mixer(x, carry)[0], torch.stack(wanted) @ mixer.output)
     kept = [j for j in range(300) if j == 299 or j < 1 or j % 4 == 3]
     close(carry.outgoing[f"{mixer.path}.keys"][0], k[kept])
+
+
+def test_weights_of_one_are_plain_regression_and_others_scale_the_channels() -> None:
+    def written(weights: object) -> str:
+        return architecture_hash(load(document({**LINEAR, "bias": {"kind": "weighted_l2", "weights": weights}})))
+
+    assert written(1) == architecture_hash(load(document({**LINEAR, "bias": "l2"})))
+    assert written(0.5) != written(1)
+    bias = Bias.parse({"kind": "weighted_l2", "weights": 1})
+    generator = torch.Generator().manual_seed(0)
+    prediction, value, weights = torch.rand(3, 4, 6, generator=generator, dtype=torch.float64)
+    prediction.requires_grad_()
+    loss = bias.loss(prediction, value, {"weights": weights})
+    (slope,) = torch.autograd.grad(loss.sum(), prediction)
+    close(bias.gradient(prediction, value, {"weights": weights}), slope)
