@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from archspec.composition import Finding, Path
 from archspec.declarations import stream_widths
-from archspec.families import Projection, Source, gate_size, nested_gates
+from archspec.families import Gate, Projection, Source, gate_size, nested_gates
+from archspec.rule import granularity
 from archspec.schema import MemoryMixer
 from archspec.shapes import HeadDims
 
@@ -29,9 +30,19 @@ def projection_sources(mixer: MemoryMixer) -> Iterator[tuple[Path, Source]]:
                 yield (field, "blend", "gate", *name.split(".")), inner
 
 
+def every_gate(mixer: MemoryMixer) -> Iterator[tuple[str, Gate]]:
+    """Yield (dotted path, gate) for every gate of the mixer outside its projections, gates inside gates included."""
+    for path, gate in mixer.named_gates():
+        yield path, gate
+        yield from nested_gates(gate, f"{path}.")
+
+
 def check(mixer: MemoryMixer, projected: HeadDims, dims: HeadDims) -> Iterator[Finding]:
     """Yield what does not fit; ``projected`` are the sizes before feature maps, ``dims`` those the memory sees."""
     widths = stream_widths(mixer, projected)
+    for name, stream in mixer.streams.items():
+        width = sum(widths[source] for source in stream.from_)
+        yield from blocks_divide(stream, width, widths[name], ("streams", name))
     for name in PROJECTIONS:
         projection = mixer.projection(name)  # type: ignore[arg-type]
         yield from _projection(projection, name, projected)
@@ -118,10 +129,11 @@ def _source(projection: Projection, widths: dict[str, int], size: int, path: Pat
     width = sum(widths[source] for source in projection.from_)
     if projection.has_source and not projection.has_weights and width != size:
         yield path, f"an identity of a source of width {width} cannot be {size} wide; use kind 'linear'."
-    yield from _blocks_divide(projection, width, size, path)
+    yield from blocks_divide(projection, width, size, path)
 
 
-def _blocks_divide(source: Source, width: int, size: int, path: Path) -> Iterator[Finding]:
+def blocks_divide(source: Source, width: int, size: int, path: Path) -> Iterator[Finding]:
+    """A block-diagonal map of ``width`` to ``size`` channels needs both equal, and blocks that divide them."""
     block = source.block_size
     if block is not None and (width % block or size % block or width != size):
         yield (
@@ -137,8 +149,9 @@ def _blend(mixer: MemoryMixer, projection: Projection, name: str, dims: HeadDims
     if grouped or _copies(mixer, name) > 1:
         yield (name, "blend"), "a blend has one gate a head, and the heads share this projection."
     gate, own = projection.blend.gate, "value" if name == "value" else "key"
-    if gate.granularity not in ("head", own):
-        message = f"a {name} has {own} channels; found per {gate.granularity}: use head or {own}."
+    varies = granularity(gate, mixer.gates, mixer.retention, mixer.update)
+    if varies not in ("head", own):
+        message = f"a {name} has {own} channels; found per {varies}: use head or {own}."
         yield (name, "blend", "gate"), message
     if gate.all_needs():
         yield (name, "blend", "gate"), f"{gate.kind} is derived from what comes after the projections; use sigmoid."
@@ -149,10 +162,12 @@ def _several(mixer: MemoryMixer) -> Iterator[Finding]:
     if mixer.update.steps_per_token == 1:
         return
     steps, plural = mixer.update.steps_per_token, ("key", "value")
-    for path, gate in mixer.named_gates():
+    for path, gate in every_gate(mixer):
         read = {*gate.from_} if gate.has_source else set()
-        for name in sorted((read | {*gate.all_needs()}) & {*plural}):
+        for name in sorted((read | {*gate.needs()}) & {*plural}):
             yield tuple(path.split(".")), f"a token has {steps} {name}s here; read the input or a stream."
+        if "update.step_size" in gate.needs() and mixer.update.step_size.has_source:
+            yield tuple(path.split(".")), f"a token has {steps} step sizes here, and {gate.kind} is derived from one."
     skip = mixer.readout.skip
     if skip is not None and skip.of in plural:
         yield ("readout", "skip", "of"), f"a token has {steps} {skip.of}s here; skip the input or a stream."
@@ -168,4 +183,4 @@ def _gates(mixer: MemoryMixer, dims: HeadDims, widths: dict[str, int]) -> Iterat
         if gate.has_source and gate.block_size is not None:
             sizes = gate_size(gate.per, dims)
             width = sum(widths[source] for source in gate.from_)
-            yield from _blocks_divide(gate, width, dims.num_heads * sizes[0] * sizes[1], tuple(path.split(".")))
+            yield from blocks_divide(gate, width, dims.num_heads * sizes[0] * sizes[1], tuple(path.split(".")))

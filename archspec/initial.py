@@ -67,6 +67,11 @@ class Initial(StrictModel):
         return self
 
     @property
+    def is_zero(self) -> bool:
+        """Whether every draw is zero."""
+        return self.constant == 0 or self.arange == 0 or self.linspace == (0.0, 0.0)
+
+    @property
     def is_positive(self) -> bool:
         """Whether every draw is above zero, so that its logarithm exists."""
         if self.constant is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from archspec import fitting
 from archspec.composition import Finding, Mixer, Path
 from archspec.errors import nearest
-from archspec.families import Gate, Norm, Per, Source, nested_gates
+from archspec.families import Gate, Norm, Per, Source
 from archspec.rule import granularity
 from archspec.schema import Cycle, Layout, Loop, MemoryMixer, Spec
 from archspec.shapes import HeadDims
@@ -102,7 +102,7 @@ def _references(mixer: MemoryMixer) -> Iterator[Finding]:
     for name in mixer.gates:
         if Gate.parse_kind_exists(name):
             yield ("gates", name), f"{name!r} is a kind of gate; choose another name."
-    for path, gate in _every_gate(mixer):
+    for path, gate in fitting.every_gate(mixer):
         yield from _known_sources(gate, [*seen, *fitting.PROJECTIONS], tuple(path.split(".")))
         for needed in gate.needs():
             if needed.startswith("gates.") and needed.removeprefix("gates.") not in mixer.gates:
@@ -118,12 +118,6 @@ def _references(mixer: MemoryMixer) -> Iterator[Finding]:
         known = sorted([*seen, *fitting.PROJECTIONS])
         message = f"unknown stream {skip.of!r}; known: {', '.join(known)}.{nearest(skip.of, known)}"
         yield ("readout", "skip", "of"), message
-
-
-def _every_gate(mixer: MemoryMixer) -> Iterator[tuple[str, Gate]]:
-    for path, gate in mixer.named_gates():
-        yield path, gate
-        yield from nested_gates(gate, f"{path}.")
 
 
 def _known_sources(source: Source, known: list[str], path: Path) -> Iterator[Finding]:
@@ -234,7 +228,7 @@ def _range(mixer: MemoryMixer, gate: Gate) -> tuple[float, float]:
 
 
 def _token_step(context: Context) -> Iterator[Finding]:
-    for path, gate in _every_gate(context.mixer):
+    for path, gate in fitting.every_gate(context.mixer):
         if "retention.gate" in gate.needs() and context.mixer.retention.decay_gate is None:
             yield tuple(path.split(".")), f"{gate.kind} follows the retention's decay, and nothing decays here."
         if "retention.gate.token_step" not in gate.needs():
@@ -248,7 +242,7 @@ def _token_step(context: Context) -> Iterator[Finding]:
 
 
 def _gate_ranges(context: Context) -> Iterator[Finding]:
-    for path, gate in _every_gate(context.mixer):
+    for path, gate in fitting.every_gate(context.mixer):
         low, high = _range(context.mixer, gate)
         where = tuple(path.split("."))
         if (path in FRACTIONS or path.endswith(".bound")) and not (low >= 0 and high <= 1):
@@ -273,6 +267,8 @@ def _bias_gates(context: Context) -> Iterator[Finding]:
                 f"form {form} compares the threshold with a norm over the channels, so it is one number a head; "
                 "use per head, or form 'coordinate'.",
             )
+        elif path == "bias.read_key.scale" and granularity not in ("head", "key"):
+            yield tuple(path.split(".")), f"a key has key channels; found per {granularity}: use head or key."
         elif granularity not in ("head", "value") and path in ("bias.threshold", "bias.weights"):
             yield tuple(path.split(".")), f"an error has one entry a value channel; found per {granularity}."
 
@@ -341,12 +337,13 @@ def _links(context: Context) -> Iterator[Finding]:
     if getattr(memory, "normalizer", None) is not None:
         yield ("retention",), f"a sum of keys is no normaliser of weights behind the link {retention.kind}; use decay."
     started = memory.initial(context.dims)
-    missing = [name for name in memory.weights(context.dims) if name not in started]
+    missing = [name for name in memory.weights(context.dims) if name not in started or started[name].law.is_zero]
     if retention.needs_start and missing:
+        remedy = "write 'initial: learned'" if hasattr(memory, "initial_") else "start it from a law, or leave it out"
         yield (
             ("retention",),
             f"{retention.kind} has no value at zero weights, and {', '.join(missing)} of memory {memory.kind} "
-            "starts at zero; write 'initial: learned'.",
+            f"starts at zero; {remedy}.",
         )
     over = getattr(retention, "over", None)
     if over is not None and gate is not None:

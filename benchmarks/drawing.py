@@ -1,101 +1,377 @@
-"""Draws documents from the JSON Schema: whatever the catalogue holds, plug-ins and new files included, gets drawn."""
+"""Draws documents from the grammar: its JSON Schema says what can be written, its rules what each coordinate may be.
+
+Whatever the catalogue holds is drawn, plug-ins and new files included; nothing here names a choice. A document is
+drawn in two steps:
+
+1. the four choices, one after the other, evenly from the kinds that are legal with those before in their smallest form;
+2. every other coordinate by itself, evenly from the values that are legal for it *beside those four kinds alone*.
+   What two such coordinates mean for each other is left to chance, so that a document can be illegal.
+
+``conditional=False`` leaves out both conditions: the share of legal documents then says how often the schema alone
+is enough.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from archspec.component import FAMILIES
+from archspec.errors import SpecError
 from archspec.json_schema import spec_schema
+from archspec.loading import load
 
 Json = dict[str, Any]
+Wrap = Callable[[Json], Json]
 
-NUMBERS = (0.5, 1.0, 2.0, 0.1, 3.0, 0.0, -1.0, 1.5)
-SMALL = {"num_heads": (1, 2), "key_dim": (4, 2), "value_dim": (4, 3), "prefix": (0, 0, 2), "conv": (0, 2, 3)}
-"""Sizes that keep a test short, by key."""
-NAMES = {"from": ("input", "input", "key", "query", "value"), "of": ("value",)}
+MODEL_DIM = 8
+CHOICES = ("memory", "bias", "retention", "update")
+NUMBERS = (0.5, 1.0, 0.9, 0.1, 2.0, 0.0, -0.5, 1.5, 3.0)
+"""Numbers that keep the recurrences bounded over a few tokens, and those at which formulas like to break."""
+SMALL: Mapping[str, tuple[Any, ...]] = {
+    "prefix": (0, 1, 2),
+    "persistent": (0, 1, 2),
+    "segment": (3, 4),
+    "conv": (2, 3),
+    "iterations": (1, 3, 6),
+    "rank": (1, 2),
+    "dim": (2, 4),
+    "fixed": (2, 4),
+    "key_dim": (4,),
+    "value_dim": (4,),
+    "num_heads": (2,),
+    "max_length": (32,),
+    "name": ("shared",),
+    "order": (["norm", "skip", "gate"], ["skip", "norm", "gate"], ["gate", "norm", "skip"], ["norm", "gate", "skip"]),
+}
+"""Sizes that keep a test short, by key. The order of read-out stages is the one list that is a permutation."""
+HEADS = ((2, 4, 4), (1, 8, 8), (2, 4, 2), (1, 3, 4), (4, 2, 2), (2, 2, 1))
+"""(num_heads, key_dim, value_dim) for mixers."""
+SMALL_STEP: Json = {"step_size": {"kind": "sigmoid", "scale": 0.1}}
+UNIT: Json = {"norm": "l2"}
+"""What every mixer has unless something else is drawn: on keys of any length, and with steps of 1, most rules that are
+not linear grow without bound, as their equations say."""
+LAWS = ("constant", "normal", "uniform", "log_uniform", "linspace", "arange", "law")
+BLOCK = ("norm", "feed_forward", "placement")
+
+
+class Nothing(Exception):  # noqa: N818 - it is no error: a coordinate has no legal value here and is left out
+    """No value of a coordinate is legal."""
 
 
 class Drawer:
-    """Draws values that satisfy a definition of the JSON Schema.
+    """Draws whole documents, small enough to train for a step.
 
     Args:
         rng: the only source of chance.
         richness: how likely an optional key is written.
+        conditional: draw each coordinate from what is legal for it, as the module's docstring says.
     """
 
-    def __init__(self, rng: random.Random, richness: float = 0.2) -> None:
-        self.rng, self.richness = rng, richness
-        self.definitions: Mapping[str, Json] = spec_schema()["$defs"]
+    def __init__(self, rng: random.Random, richness: float = 0.2, *, conditional: bool = True) -> None:
+        self.rng, self.richness, self.conditional = rng, richness, conditional
+        self.definitions = _definitions()
+        self._frames: list[Callable[[Any], Any]] = []  # how each open coordinate stands in what holds it
+        self._wrap: Wrap = document
 
-    def draw(self, name: str) -> Any:
-        """Return a value of the definition ``name``, such as ``mixer.memory`` or ``gate``."""
-        return self._value(self.definitions[name], "", 0)
+    def draw(self) -> Json:
+        """Return a document: one block, once or twice, with a mixer of memories."""
+        self._frames = []
+        compositions = sorted(set(FAMILIES["mixer"].members) - {"memory", "cell"})
+        mixer = self._composed(self.rng.choice(compositions)) if self.rng.random() < 0.15 else self.mixer()
+        found, plain = document(mixer), document(WRITES)
+        block = self.definitions["Block.full"]["properties"]
+        self._wrap = lambda block: {**plain, "blocks": {"main": block}}
+        found["blocks"]["main"].update(self._optional(block, BLOCK, plain["blocks"]["main"], 1))
+        self._wrap = lambda spec: spec
+        found.update(self._optional(self.definitions["Spec"]["properties"], ("input", "output", "norm"), plain, 1))
+        layouts = ("main", ["main", "main"], {"repeat": 2, "of": "main"}, {"cycle": 3, "of": "main"})
+        loops = ({"loop": 2, "of": "main", "inject": True, "embed": "coordinates"}, {"loop": 2, "of": "main"})
+        found["layout"] = self.rng.choice((*layouts, *loops))
+        return found
 
-    def _value(self, schema: Json, key: str, depth: int) -> Any:
-        if key in SMALL and "const" not in schema:
-            return self.rng.choice(SMALL[key])
-        if "$ref" in schema:
-            return self._value(self.definitions[schema["$ref"].rpartition("/")[2]], key, depth)
+    def mixer(self, wrap: Wrap | None = None) -> Json:
+        """Return a memory mixer; ``wrap`` puts one into the document that it will stand in."""
+        self._wrap = wrap or document
+        shell = self._four(self._choices("" if wrap is None else json.dumps(wrap({}), sort_keys=True)))
+        heads, key_dim, value_dim = self.rng.choice(HEADS)
+        shell.update({"num_heads": heads, "key_dim": key_dim, "value_dim": value_dim})
+        if "step_size" not in shell["update"] and self._legal({**shell, "update": {**shell["update"], **SMALL_STEP}}):
+            shell["update"] = {**shell["update"], **SMALL_STEP}
+        shell["qk"] = UNIT
+        if self.rng.random() < 0.3:
+            shell["streams"] = {"side": {"kind": "linear", "dim": MODEL_DIM}}
+        if self.rng.random() < 0.3:
+            shell["gates"] = {"shared": "sigmoid"}
+        properties = self.definitions["mixer.memory"]["properties"]
+        found = {**shell}
+        if self.rng.random() < self.richness:
+            drawn = self._at(shell, "qk", lambda: self._value(properties["qk"], "qk", 1))
+            found["qk"] = drawn if isinstance(drawn, list) else {**UNIT, **drawn}
+        for name in CHOICES:
+            found[name] = self._at(shell, name, lambda name=name: self._component(name, shell[name]))
+        if "step_size" in shell["update"]:
+            step = found["update"]["step_size"]
+            step = step if isinstance(step, dict) else {"kind": "constant", "value": step}
+            found["update"]["step_size"] = {**step, "scale": SMALL_STEP["step_size"]["scale"]}
+        rest = [name for name in properties if name not in shell and name not in ("kind", "streams", "gates")]
+        found.update(self._optional(properties, rest, shell, 0))
+        return found
+
+    def _composed(self, kind: str) -> Json:
+        """A composition: its smallest form first, then every mixer inside drawn in its place, then its own keys."""
+        properties = self.definitions[f"mixer.{kind}"]["properties"]
+        found = smallest = smallest_composition(kind, properties)
+        for path in _mixers(smallest):
+            found = _put(found, path, self.mixer(lambda mixer, path=path: document(_put(smallest, path, mixer))))
+        self._wrap = document
+        rest = [name for name in properties if name not in ("kind", "of", "memory", "attention", "share")]
+        return {**found, **self._optional(properties, rest, smallest, 1)}
+
+    @functools.cached_property
+    def _kinds(self) -> dict[str, list[Json]]:
+        """The legal combinations of kinds by place; the same for all who draw under the same conditions."""
+        return LEGAL_KINDS[self.conditional]
+
+    def _four(self, legal: list[Json]) -> Json:
+        """Draw one choice after the other, evenly from the kinds that are legal with those drawn before."""
+        for name in ("memory", "update", "bias", "retention"):
+            kind = self.rng.choice(sorted({choices[name]["kind"] for choices in legal}))
+            legal = [choices for choices in legal if choices[name]["kind"] == kind]
+        return {**self.rng.choice(legal)}
+
+    def _choices(self, place: str) -> list[Json]:
+        """Return every combination of the four kinds that is legal in its smallest form, in this place."""
+        if place not in self._kinds:
+            self._kinds[place] = [
+                {**dict(zip(CHOICES, combination, strict=True))}
+                for combination in self._combinations()
+                if not self.conditional or self._legal(dict(zip(CHOICES, combination, strict=True)))
+            ]
+        return self._kinds[place]
+
+    def _combinations(self) -> Iterator[tuple[Json, ...]]:
+        options = {name: [self._smallest(f"{name}.{kind}") for kind in FAMILIES[name].members] for name in CHOICES}
+        starts = self.definitions["memory.matrix"]["properties"]["initial"]["enum"]
+        for memory in options["memory"]:
+            starting = "initial" in self.definitions[f"memory.{memory['kind']}"]["properties"]
+            for start in ({"initial": start} for start in starts) if starting else ({},):
+                for bias in options["bias"]:
+                    for retention in options["retention"]:
+                        for update in options["update"]:
+                            yield {**memory, **start}, bias, retention, update
+
+    def _smallest(self, name: str) -> Json:
+        """Return the smallest mapping of a definition: its kind and what is required, gates a sigmoid."""
+        schema = self.definitions[name]
+        found: Json = {"kind": name.partition(".")[2]} if "kind" in schema.get("properties", {}) else {}
+        for key in schema.get("required", ()):
+            if key != "kind":
+                found[key] = self._plain(key, schema["properties"][key])
+        if "gate" in schema.get("properties", {}) and name.startswith("retention."):
+            found["gate"] = "sigmoid"
+        return found
+
+    def _plain(self, key: str, schema: Json) -> Any:
+        target = schema.get("$ref", "").rpartition("/")[2]
+        if target == "gate":
+            return "sigmoid"
+        if key in SMALL:
+            return SMALL[key][0]
+        if target:
+            return self._smallest(target)
         if "const" in schema:
             return schema["const"]
+        return 2
+
+    def _component(self, family: str, shell: Json) -> Json:
+        """Return a component of the kind that ``shell`` has, with optional keys drawn."""
+        properties = self.definitions[f"{family}.{shell['kind']}"]["properties"]
+        return {**shell, **self._optional(properties, [name for name in properties if name != "kind"], shell, 1)}
+
+    def _optional(self, properties: Json, names: Any, shell: Json, depth: int) -> Json:
+        """Draw some of the keys ``names`` of a mapping whose smallest form is ``shell``; required ones always."""
+        found: Json = {}
+        for name in names:
+            if name in shell or self.rng.random() < self.richness / (1 + depth / 3):
+                try:
+                    found[name] = self._at(
+                        shell, name, lambda name=name: self._value(properties[name], name, depth + 1)
+                    )
+                except Nothing:
+                    continue
+        return found
+
+    def _at(self, shell: Json, key: str, draw: Callable[[], Any]) -> Any:
+        self._frames.append(lambda value: {**shell, key: value})
+        try:
+            return draw()
+        finally:
+            self._frames.pop()
+
+    def _value(self, schema: Json, key: str, depth: int) -> Any:
+        if key in SMALL and "const" not in schema and "enum" not in schema:
+            return self._fitting(SMALL[key])
+        if key in ("from", "of") and schema.get("type") != "object" and "$ref" not in schema and "enum" not in schema:
+            return self._fitting(("input", "input", "side", "query", "key", "value"))
+        target = schema.get("$ref", "").rpartition("/")[2]
+        if target in FAMILIES:
+            return self._of_family(target, depth)
+        if target:
+            return self._value(self.definitions[target], key, depth)
+        if "const" in schema:
+            return self._fitting([schema["const"]])
         if "enum" in schema:
-            return self.rng.choice(schema["enum"])
-        for several in ("anyOf", "oneOf"):
-            if several in schema:
-                return self._value(self._option(schema[several], depth), key, depth)
-        if "properties" in schema or schema.get("type") == "object":
+            return self._fitting(schema["enum"])
+        if "anyOf" in schema:
+            return self._any(schema["anyOf"], key, depth)
+        if schema.get("type") == "object":
             return self._mapping(schema, key, depth)
         return self._scalar(schema, key, depth)
 
-    def _option(self, options: list[Json], depth: int) -> Json:
-        """Prefer short options deep down, so that every document ends."""
-        short = [option for option in options if "$ref" not in option and option.get("type") not in ("object", "array")]
-        named = [option for option in short if "enum" in option or "const" in option or option.get("type") == "null"]
-        if depth > 6 and (named or short):
-            return self.rng.choice(named or short)
-        plain = [option for option in options if option.get("$ref", "").endswith("mixer.memory")]
-        if depth > 1 and plain:  # compositions of compositions have tests of their own
-            return plain[0]
-        free = [option for option in options if option.get("type") != "string"]
-        return self.rng.choice(free or options)
+    def _any(self, options: list[Json], key: str, depth: int) -> Any:
+        options = [option for option in options if option.get("type") != "null"]
+        for option in self.rng.sample(options, len(options)):
+            try:
+                return self._value(option, key, depth)
+            except Nothing:
+                continue
+        raise Nothing
+
+    def _of_family(self, family: str, depth: int) -> Any:
+        """Draw a kind whose smallest form is legal here, then its other keys."""
+        if family == "projection" and depth < 3 and self.rng.random() < 0.15:
+            return self._parts(depth)
+        kinds = list(FAMILIES[family].members)
+        numbers = [self.rng.choice(NUMBERS)] if family == "gate" else []  # a bare number is a constant gate
+        kind = self._fitting([*numbers, *(self._smallest(f"{family}.{kind}") for kind in kinds)])
+        if not isinstance(kind, dict):
+            return kind
+        properties = self.definitions[f"{family}.{kind['kind']}"]["properties"]
+        names = [name for name in properties if name not in ("kind", "parts")]
+        return {**kind, **self._optional(properties, names, kind, depth)}
+
+    def _parts(self, depth: int) -> Any:
+        """Two parts, as wide together as a head."""
+        first, second = self._fitting([[{"dim": a}, {"dim": b}] for a in (1, 2, 4) for b in (1, 2, 4)])
+        properties = self.definitions["projection.linear"]["properties"]
+        names = [name for name in properties if name not in ("kind", "parts", "dim", "blend")]
+        self._frames.append(lambda part: [part, second])
+        try:
+            return [{**first, **self._optional(properties, names, first, depth + 2)}, second]
+        finally:
+            self._frames.pop()
 
     def _mapping(self, schema: Json, key: str, depth: int) -> Json:
-        found: Json = {}
-        required = schema.get("required", ())
-        for name, part in schema.get("properties", {}).items():
-            wanted = name in required or name == "kind"
-            if wanted or self.rng.random() < self.richness / (1 + depth / 4):
-                found[name] = self._value(part, name, depth + 1)
-        if isinstance(schema.get("additionalProperties"), dict) and schema.get("minProperties", 0):
-            for name in ("first", "second"):
-                found[name] = self._value(schema["additionalProperties"], name, depth + 1)
-        return found
+        properties = schema.get("properties", {})
+        if set(LAWS) <= set(properties):
+            law = self.rng.choice(LAWS)
+            return {law: self._at({}, law, lambda: self._value(properties[law], law, depth + 1))}
+        shell = {name: self._plain(name, properties[name]) for name in schema.get("required", ())}
+        if "kind" in properties and "const" in properties["kind"]:
+            shell["kind"] = properties["kind"]["const"]
+        if not self._fits(shell):
+            raise Nothing
+        return {**shell, **self._optional(properties, [name for name in properties if name != "kind"], shell, depth)}
 
     def _scalar(self, schema: Json, key: str, depth: int) -> Any:
         kind = schema.get("type")
-        low = schema.get("minimum", schema.get("exclusiveMinimum", -1))
-        high = schema.get("maximum", schema.get("exclusiveMaximum", 1000))
         if kind == "integer":
-            return min(high, self.rng.choice((max(low, 1), max(low, 0) + 2, max(low, 0) + 4)))
+            low = schema.get("minimum", 0)
+            return self._fitting([n for n in (1, 2, 3, 4) if low <= n <= schema.get("maximum", 4)])
         if kind == "number":
-            fits = [
-                number
-                for number in NUMBERS
-                if (low < number or (low == number and "exclusiveMinimum" not in schema))
-                and (number < high or (number == high and "exclusiveMaximum" not in schema))
-            ]
-            return self.rng.choice(fits)
+            return self._fitting([number for number in NUMBERS if _between(number, schema)])
         if kind == "boolean":
-            return self.rng.random() < 0.5
-        if kind == "null":
-            return None
-        if kind == "array":
-            if "prefixItems" in schema:
-                return self._tuple(schema["prefixItems"], depth)
-            return [self._value(schema["items"], key, depth + 1) for _ in range(max(1, schema.get("minItems", 1)))]
-        return self.rng.choice(NAMES.get(key, ("input",)))
+            return self._fitting((True, False))
+        if kind == "array" and "prefixItems" in schema:
+            pairs = [[0.5, 1.0], [-0.5, 0.5], [0.1, 2.0]]
+            return self._fitting([p for p in pairs if all(map(_between, p, schema["prefixItems"]))])
+        raise Nothing
 
-    def _tuple(self, items: list[Json], depth: int) -> list[Any]:
-        drawn = [self._value(item, "", depth + 1) for item in items]
-        return sorted(drawn) if all(isinstance(item, float) for item in drawn) else drawn
+    def _fitting(self, options: Any) -> Any:
+        """Return one of the options that are legal here, each as likely as the others."""
+        for option in self.rng.sample(list(options), len(options)):
+            if self._fits(option):
+                return option
+        raise Nothing
+
+    def _fits(self, value: Any) -> bool:
+        if not self.conditional:
+            return True
+        for put in reversed(self._frames):
+            value = put(value)
+        return self._legal(value)
+
+    def _legal(self, value: Any) -> bool:
+        return _is_legal(json.dumps(self._wrap(value), sort_keys=True))
+
+
+LEGAL_KINDS: dict[bool, dict[str, list[Json]]] = {True: {}, False: {}}
+
+
+@functools.cache
+def _definitions() -> Mapping[str, Json]:
+    definitions: Mapping[str, Json] = spec_schema()["$defs"]
+    return definitions
+
+
+@functools.lru_cache(maxsize=100_000)
+def _is_legal(written: str) -> bool:
+    try:
+        load(json.loads(written))
+    except SpecError:
+        return False
+    return True
+
+
+def document(mixer: Json) -> Json:
+    """Return a document of one block with this mixer."""
+    return {"name": "drawn", "model_dim": MODEL_DIM, "blocks": {"main": {"mixer": mixer}}, "layout": "main"}
+
+
+WRITES: Json = {"memory": "matrix", "update": "gradient_descent"}
+ATTENDS: Json = {"memory": "kv", "update": "nonparametric"}
+
+
+def smallest_composition(kind: str, properties: Json) -> Json:
+    """Return the smallest mixer of this kind, with two children where it has several."""
+    found: Json = {"kind": kind}
+    if "experts" in properties:
+        found["experts"] = 2
+    if "attention" in properties:
+        return {**found, "memory": WRITES, "attention": ATTENDS, "segment": 4}
+    of = properties["of"]
+    if of.get("type") == "array":
+        return {**found, "of": [WRITES, WRITES]}
+    return {**found, "of": WRITES if "$ref" in of else {"first": WRITES, "second": WRITES}}
+
+
+def _mixers(found: Json) -> Iterator[tuple[str | int, ...]]:
+    for name in ("memory", "attention"):
+        if name in found:
+            yield (name,)
+    of = found.get("of", {})
+    if "memory" in of:
+        yield ("of",)
+    else:
+        yield from (("of", key) for key in (range(len(of)) if isinstance(of, list) else of))
+
+
+def _put(found: Json, path: tuple[str | int, ...], mixer: Json) -> Json:
+    copied: Json = json.loads(json.dumps(found))
+    inner: Any = copied
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = mixer
+    return copied
+
+
+def _between(number: float, schema: Json) -> bool:
+    return (
+        schema.get("minimum", number) <= number <= schema.get("maximum", number)
+        and ("exclusiveMinimum" not in schema or schema["exclusiveMinimum"] < number)
+        and ("exclusiveMaximum" not in schema or number < schema["exclusiveMaximum"])
+    )

@@ -294,10 +294,18 @@ class MemoryMixerModule(Declared):
 
         paths = [path for path, _ in self.config.named_gates() if path.startswith(below)]
         if "readout.gate" not in paths or self.gate_activation is None or self.pieces_for(streams["input"]) is None:
-            return {path: evaluate(path) for path in paths}
+            return {path: self._stepped(path, evaluate(path)) for path in paths}
         raw: GateModule = self.gates["readout/gate"]  # type: ignore[assignment]
-        found = {path: evaluate(path) for path in paths if path != "readout.gate"}
+        found = {path: self._stepped(path, evaluate(path)) for path in paths if path != "readout.gate"}
         return found | {"readout.gate.raw": raw.before_law(streams, carry)}
+
+    def _stepped(self, path: str, gate: Tensor) -> Tensor:
+        """Give all steps of a token the same value of a gate that has one a token (a named or derived one)."""
+        steps = self.config.update.steps_per_token
+        module: GateModule = self.gates[path.replace(".", "/")]  # type: ignore[assignment]
+        if path not in Quantities.stepped_gates or steps == 1 or module.copies > 1 or gate.shape[1] == 1:
+            return gate
+        return gate.repeat_interleave(steps, dim=1)
 
     def _readout(self, read: Tensor, streams: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> Tensor:
         """Apply norm, skip and gate in the spec's order to o [B, T, H, V]; return [B, T, H V]."""

@@ -10,6 +10,7 @@ from pydantic import Field
 from archspec.component import Count, Integer
 from archspec.composition import Finding, Mixer, Path
 from archspec.declarations import looked_up_parameters, num_buffered
+from archspec.families import nested_gates
 from archspec.kept import Kept
 from archspec.rule import Rule
 from archspec.schema import MemoryMixer
@@ -128,7 +129,8 @@ def unavailable(memory: MemoryMixer) -> set[str]:
 
 
 def _reads(path: str, gates: Mapping[str, Any]) -> tuple[str, ...]:
-    return (*gates[path].needs(), *(gates[path].from_ if gates[path].has_source else ()))
+    every = [gates[path], *(gate for _, gate in nested_gates(gates[path]))]
+    return tuple(name for gate in every for name in (*gate.needs(), *(gate.from_ if gate.has_source else ())))
 
 
 def _writes(name: str, gates: Mapping[str, Any]) -> bool:

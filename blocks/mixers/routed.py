@@ -15,6 +15,7 @@ from archspec.composition import Finding, Mixer, Path, joined
 from archspec.declarations import mixer_parameters, num_buffered, source_parameters
 from archspec.errors import nearest
 from archspec.families import Dim, Part, Projection, Source
+from archspec.fitting import blocks_divide
 from archspec.initial import FAN_IN, ZEROS, Parameter, Parameters
 from archspec.kept import Kept
 from archspec.readouts import readout_findings, readout_parameters
@@ -174,6 +175,7 @@ class Routed(Mixer, kind="routed"):
             yield ("router", "renormalize"), "a single weight divided by itself is 1 and teaches the router nothing."
         if self.router.from_ != ("input",):
             yield ("router", "from"), "the router reads the mixer's input; streams are inside the experts."
+        yield from blocks_divide(self.router, model_dim, self.experts, ("router",))
         yield from self._sharing_findings(model_dim)
         home = "write it under 'of', in its own 'readout'"
         yield from readout_findings(self.readout, ["input"], home)

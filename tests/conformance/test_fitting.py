@@ -17,6 +17,8 @@ from archspec.schema import MemoryMixer, Spec
 
 
 def document(**changes: Any) -> dict[str, Any]:
+    if "kind" in changes:
+        return {"name": "fitting", "model_dim": 8, "blocks": {"main": {"mixer": changes}}, "layout": "main"}
     mixer = {
         "num_heads": 2,
         "key_dim": 4,
@@ -125,6 +127,62 @@ STEPS = {"kind": "multi_step", "steps": 2}
             },
             "retention.gate: keeps a fraction in [0, 1], and named ranges over [-1, 0]",
         ),
+        (
+            {
+                "value": {
+                    "blend": {"with": "first_layer", "gate": {"kind": "ssd", "step": {"kind": "sigmoid", "per": "key"}}}
+                }
+            },
+            "value.blend.gate: a value has value channels; found per key: use head or value.",
+        ),
+        (
+            {"streams": {"side": {"dim": 8, "block_size": 3}}},
+            "streams.side.block_size: blocks of 3 need equal widths that it divides; found 8 in and 8 out.",
+        ),
+        (
+            {
+                "update": STEPS,
+                "retention": {"kind": "decay", "gate": {"kind": "ssd", "step": {"kind": "softplus", "from": "key"}}},
+            },
+            "retention.gate.step: a token has 2 keys here; read the input or a stream.",
+        ),
+        (
+            {"update": {**STEPS, "step_size": "sigmoid"}, "readout": {"correction": "toward_step"}},
+            "readout.correction: a token has 2 step sizes here, and toward_step is derived from one.",
+        ),
+        (
+            {"bias": {"kind": "l2", "read_key": {"scale": {"kind": "sigmoid", "per": "value"}}}},
+            "bias.read_key.scale: a key has key channels; found per value: use head or key.",
+        ),
+        (
+            {"readout": {"correction": {"kind": "query_key", "strength": "dt"}}},
+            "readout.correction.strength: dt is the step of an 'ssd' decay; the retention's gate is none.",
+        ),
+        (
+            {"memory": {"kind": "mlp", "offsets": True}, "retention": {"kind": "lq", "gate": "sigmoid"}},
+            "and b1, b2 of memory mlp starts at zero; start it from a law, or leave it out.",
+        ),
+        (
+            {
+                "kind": "routed",
+                "experts": 2,
+                "of": {"memory": "matrix", "update": "gradient_descent"},
+                "router": {"block_size": 2},
+            },
+            "router.block_size: blocks of 2 need equal widths that it divides; found 8 in and 2 out.",
+        ),
+        (
+            {
+                "kind": "memory_as_context",
+                "attention": {"memory": "kv", "update": "nonparametric"},
+                "memory": {
+                    "memory": "matrix",
+                    "update": "gradient_descent",
+                    "readout": {"gate": {"kind": "ssd", "step": {"kind": "softplus", "from": "key"}}},
+                },
+            },
+            "memory.readout.gate: a look-up has no key and no value; read the query, 'input' or a stream.",
+        ),
     ],
 )
 def test_what_does_not_fit_names_the_place_and_the_reason(changes: dict[str, Any], said: str) -> None:
@@ -188,6 +246,8 @@ def agrees(changes: dict[str, Any]) -> None:
         {"value": {"blend": {"with": "first_layer", "gate": "sigmoid"}}},
         {"value": {"blend": {"with": "first_layer", "gate": {"kind": "sigmoid", "per": "value", "conv": 2}}}},
         {"key": {"blend": {"with": "first_layer", "gate": {"kind": "sigmoid", "per": "key", "shift": "lerp"}}}},
+        {"gates": {"eta": "sigmoid"}, "update": {"kind": "multi_step", "steps": 2, "step_size": "eta"}},
+        {"update": {"kind": "multi_step", "steps": 2, "step_size": {"kind": "sigmoid", "per": "key"}}},
         {"memory": {"kind": "kv", "scale": -0.5}, "update": "nonparametric"},
         {"memory": {"kind": "kv", "scale": 0.0, "window": 3}, "update": "nonparametric"},
         {"retention": {"kind": "decay", "gate": {"kind": "ssd", "step": {"kind": "softplus", "shift": "lerp"}}}},

@@ -1,0 +1,302 @@
+"""Draw random documents from the whole grammar, and hold every legal one to what a spec promises.
+
+    python -m benchmarks.draws --draws 2000 --seed 0
+
+A legal document must compile in fp32 and fp64; take one training step in fp32 with a finite loss and finite
+gradients; give the same logits in fp64 from a whole sequence, from two stretches, token by token, and from the
+recurrence that defines it; and be as large, and keep as many bytes, as predicted. How documents are drawn is said in
+``benchmarks.drawing``. Reported are the share that is legal, every failure, and the share of the legal that runs
+token by token, with the reasons. Exit code 1 when a legal document fails. Nothing is written unless --output names
+a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import random
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from archspec import complexity
+from archspec.blocks.carry import State
+from archspec.blocks.model import SequenceModel, num_parameters
+from archspec.compiler import compile  # noqa: A004
+from archspec.composition import inside
+from archspec.errors import SpecError
+from archspec.loading import load
+from archspec.lowering import decide, plan
+from archspec.rule import Rule
+from archspec.schema import MemoryMixer, Spec
+from benchmarks.drawing import Drawer
+
+LENGTH, SPLIT, VOCABULARY = 7, 3, 5
+# fp64 and seven tokens: forms differ in the order of sums, which roots, links and iterative solvers magnify.
+TOLERANCE = 1e-7
+
+
+# States of a tame draw are of order 1. From here on a rule that is not linear overflows within a token or two.
+WILD = 1e3
+
+
+class Diverges(Exception):  # noqa: N818 - a finding as well
+    """The equations of a document grow without bound, by the recurrence that defines them."""
+
+
+class Failure(Exception):  # noqa: N818 - what is found out about a document, not an error of this program
+    """A legal document does not keep a promise; the message says which."""
+
+
+class NotFinite(Failure):
+    """A loss or gradient is not finite."""
+
+
+def check(spec: Spec) -> None:
+    """Hold one spec to its promises.
+
+    Raises:
+        Failure: the first promise it does not keep.
+        Diverges: it cannot be held to them, because its own equations grow without bound.
+    """
+    tokens = torch.randint(0, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    try:
+        _trains(spec, tokens)
+    except NotFinite as failure:
+        _, size = _stepped(compile(spec, vocab_size=VOCABULARY, dtype=torch.float64, backend="reference"), tokens)
+        if size >= WILD:
+            raise Diverges(f"{failure}; the recurrence reaches {size:.0e}") from failure
+        raise
+    _consistent(spec, tokens)
+
+
+def _consistent(spec: Spec, tokens: torch.Tensor) -> None:
+    model = perturbed(spec)
+    with torch.no_grad():
+        stepped, size = _stepped(model, tokens)
+        if size >= WILD:
+            raise Diverges(f"the recurrence reaches {size:.0e}")
+        whole = model(tokens)
+        _agree(stepped, whole.logits, size, "single steps and the whole sequence")
+        _agree(perturbed(spec, "reference")(tokens).logits, whole.logits, size, "the recurrence and the whole sequence")
+        head = model(tokens[:, :SPLIT])
+        saved = io.BytesIO()
+        torch.save(head.state.tensors, saved)
+        saved.seek(0)
+        rest = model(tokens[:, SPLIT:], State(torch.load(saved), head.state.position))
+        _agree(torch.cat([head.logits, rest.logits], 1), whole.logits, size, "two stretches and the whole sequence")
+    predicted = complexity.predict(spec, VOCABULARY)
+    if predicted.parameters != num_parameters(model):
+        raise Failure(f"{num_parameters(model)} parameters, and {predicted.parameters} predicted")
+    kept = sum(tensor[0].numel() * tensor.element_size() for tensor in whole.state.tensors.values())
+    if predicted.state_bytes(LENGTH, "float64") != kept:
+        raise Failure(f"{kept} bytes of state, and {predicted.state_bytes(LENGTH, 'float64')} predicted")
+
+
+def _stepped(model: SequenceModel, tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return the logits token by token, and the largest finite number that the state reaches."""
+    state, largest, logits = None, 0.0, []
+    with torch.no_grad():
+        for t in range(LENGTH):
+            step = model.step(tokens[:, t], state)
+            state = step.state
+            logits.append(step.logits)
+            found = [float(x.abs().max()) for x in _linked(model, state) if x.numel()]
+            largest = max(largest, *(size for size in found if math.isfinite(size)), 0.0)
+    return torch.stack(logits, 1), largest
+
+
+def _linked(model: SequenceModel, state: State) -> Iterator[torch.Tensor]:
+    """Yield what a state holds, and the weights behind each link: they can be large where what is kept is small."""
+    yield from state.tensors.values()
+    for mixer in model.memory_mixers():
+        for name, tensor in state.tensors.items():
+            if name.startswith(f"{mixer.path}.dual."):
+                yield mixer.rule.retention.link(tensor)
+
+
+def perturbed(spec: Spec, backend: str = "auto") -> SequenceModel:
+    """Return a model in fp64 whose every parameter is away from special values."""
+    model = compile(spec, vocab_size=VOCABULARY, dtype=torch.float64, backend=backend)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def _trains(spec: Spec, tokens: torch.Tensor) -> None:
+    model = compile(spec, vocab_size=VOCABULARY)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        output = model(tokens[:, :-1])
+        loss = cross_entropy(output.logits.flatten(0, 1), tokens[:, 1:].flatten())
+        if output.auxiliary_loss is not None:
+            loss = loss + output.auxiliary_loss
+        if not bool(loss.isfinite()):
+            raise NotFinite("the training loss is not finite")
+        optimizer.zero_grad()
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                raise NotFinite(f"the gradient of {name} is not finite")
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+def _agree(first: torch.Tensor, second: torch.Tensor, size: float, what: str) -> None:
+    """Compare logits; what rounds a state of this size also rounds what is read from it."""
+    scale = max(1.0, size, float(second.abs().max()))
+    if first.shape != second.shape:
+        raise Failure(f"{what} give {tuple(first.shape)} and {tuple(second.shape)}")
+    difference = float((first - second).abs().max())
+    if not difference <= TOLERANCE * scale:
+        raise Failure(f"{what} differ by {difference:.1e}")
+
+
+@dataclass
+class Tally:
+    """What came of a number of draws."""
+
+    drawn: int = 0
+    legal: int = 0
+    token_by_token: int = 0
+    avoidable: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    families: Counter[str] = field(default_factory=Counter)
+    illegal: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    diverging: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def add(self, document: dict[str, Any]) -> None:
+        """Load a document, and check it when it is legal."""
+        self.drawn += 1
+        try:
+            spec = load(json.loads(json.dumps(document)))
+        except SpecError as error:
+            self.illegal.update({_sentence(str(problem)) for problem in error.problems})
+            return
+        self.legal += 1
+        self._lowered(spec)
+        try:
+            check(spec)
+        except Diverges as found:
+            self.diverging.append((str(found), document))
+        except Failure as failure:
+            self.failures.append((str(failure), document))
+        except Exception as error:  # noqa: BLE001 - whatever a legal document raises is a finding, and is reported
+            self.failures.append((f"{type(error).__name__}: {error}".split("\n")[0], document))
+
+    def _lowered(self, spec: Spec) -> None:
+        self.families.update({decision.family for decision in plan(spec).decisions.values()})
+        mixers = [mixer for block in spec.blocks.values() for _, mixer in inside(block.mixer)]
+        rules = [Rule.of(mixer, spec.model_dim) for mixer in mixers if isinstance(mixer, MemoryMixer)]
+        slow = [(rule, decision) for rule in rules if (decision := decide(rule)).family == "recurrence"]
+        if slow:
+            self.token_by_token += 1
+            self.reasons.update(
+                {f"{decision.rejected[-1].family}: {decision.rejected[-1].reason}" for _, decision in slow}
+            )
+            self.avoidable += any(not sequential(rule) for rule, _ in slow)
+
+
+def sequential(rule: Rule) -> bool:
+    """Whether every token's gradient sees, through something nonlinear, weights that the token before has moved.
+
+    No exact form of such a rule treats tokens side by side; of all others one may exist.
+    """
+    if (
+        rule.memory.grows
+        or rule.update.anchor is not None
+        or (rule.bias.error == "value" and rule.memory.kind == "matrix")
+    ):
+        return False
+    bent = rule.bias.error == "nonlinear" or rule.retention.has_link or rule.update.kind == "muon"
+    return rule.memory.kind != "matrix" or bent
+
+
+def _sentence(problem: str) -> str:
+    """Return a problem without its place, numbers and names, so that like problems count together."""
+    return re.sub(r"\d+", "N", problem.partition(": ")[2])[:110]
+
+
+def run(draws: int, seed: int, richness: float = 0.25, *, conditional: bool = True) -> Tally:
+    """Draw and check a number of documents."""
+    drawer, tally = Drawer(random.Random(seed), richness, conditional=conditional), Tally()
+    for _ in range(draws):
+        tally.add(drawer.draw())
+    return tally
+
+
+def report(tally: Tally, seed: int, seconds: float) -> str:
+    """Return the result as Markdown."""
+    avoidable = tally.avoidable / max(1, tally.legal)
+    legal, slow = tally.legal / tally.drawn, tally.token_by_token / max(1, tally.legal)
+    lines = [
+        "# Random draws from the grammar",
+        "",
+        f"`python -m benchmarks.draws --draws {tally.drawn} --seed {seed}`; torch {torch.__version__}, CPU, "
+        f"{seconds:.0f} s.",
+        "",
+        "Each coordinate is drawn from the values that are legal for it beside the four kinds alone; what coordinates",
+        "mean for each other is left to chance. Nothing is drawn again because a document turned out illegal. Left out",
+        "are cells (a graph of nodes is legal only as a whole) and what routed memories share.",
+        "",
+        "| figure | found |",
+        "|---|---|",
+        f"| drawn | {tally.drawn:,} |",
+        f"| legal | {tally.legal:,} ({legal:.1%}) |",
+        f"| legal and failing | {len(tally.failures):,} |",
+        f"| legal and diverging by their own equations (not held to agreement) | {len(tally.diverging):,} |",
+        f"| legal and run token by token | {tally.token_by_token:,} ({slow:.1%}) |",
+        f"| ... of a rule that is not sequential by nature | {tally.avoidable:,} ({avoidable:.1%}) |",
+        "",
+        "A rule is sequential by nature when each token's gradient sees, through something nonlinear (a network, a",
+        "loss that is not a square, a link, Muon), weights that the token before has moved: no exact form treats such",
+        "tokens side by side.",
+    ]
+    for title, counts in (
+        ("Legal documents by family (a document may have several)", tally.families),
+        ("Why documents run token by token: what the last family says", tally.reasons),
+        ("Why documents are illegal", tally.illegal),
+    ):
+        lines += ["", f"## {title}", "", "| documents | |", "|---|---|"]
+        lines += [f"| {count:,} | {name} |" for name, count in counts.most_common(20)]
+    for title, found in (("Failures", tally.failures), ("Diverging", tally.diverging)):
+        if found:
+            lines += ["", f"## {title}", ""]
+            lines += [f"- {message}\n  `{json.dumps(document)}`" for message, document in found]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.draws", description=__doc__)
+    parser.add_argument("--draws", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--richness", type=float, default=0.25, help="how likely an optional key is written")
+    parser.add_argument("--blind", action="store_true", help="draw from the JSON Schema alone, without conditions")
+    parser.add_argument("--output", type=Path, help="write the report here as well")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    tally = run(args.draws, args.seed, args.richness, conditional=not args.blind)
+    text = report(tally, args.seed, time.perf_counter() - start)
+    print(text)
+    if args.output is not None:
+        args.output.write_text(text + "\n", encoding="utf-8")
+    return 1 if tally.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Anything legal runs: random documents from the whole grammar, each held to everything a spec promises."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+
+from archspec.component import FAMILIES
+from archspec.errors import SpecError
+from archspec.loading import load, loads
+from archspec.rule import Rule
+from benchmarks.drawing import Drawer
+from benchmarks.draws import Diverges, Failure, check, report, run, sequential
+
+DRAWS = 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_every_legal_draw_trains_and_agrees_in_all_forms(seed: int) -> None:
+    tally = run(DRAWS, seed)
+    assert not tally.failures, "\n".join(f"{message}\n{json.dumps(document)}" for message, document in tally.failures)
+    assert tally.legal >= 0.6 * DRAWS
+    assert len(tally.diverging) <= 0.25 * tally.legal
+
+
+def test_a_few_draws_run_in_every_check() -> None:
+    tally = run(8, 1000)
+    assert (tally.drawn, tally.failures) == (8, [])
+    assert tally.legal > 3
+    text = report(tally, 1000, 1.0)
+    assert f"| legal | {tally.legal} (" in text
+
+
+def test_every_registered_choice_gets_drawn() -> None:
+    drawer = Drawer(random.Random(0), 0.1)
+    text = json.dumps([drawer.draw() for _ in range(100)])
+    for family in ("memory", "bias", "retention", "update", "mixer"):
+        kinds = set(FAMILIES[family].members) - {"cell", "memory"}
+        assert not {kind for kind in kinds if f'"kind": "{kind}"' not in text}, family
+
+
+def test_the_schema_alone_draws_documents_that_are_refused() -> None:
+    """The conditions matter: without them most documents are illegal, and each is refused with a reason."""
+    drawer, refused = Drawer(random.Random(0), conditional=False), 0
+    for _ in range(60):
+        try:
+            load(drawer.draw())
+        except SpecError as error:
+            refused += bool(error.problems)
+    assert refused > 30
+
+
+EXPLODING = """
+name: exploding
+model_dim: 8
+blocks:
+  main:
+    mixer:
+      memory: {kind: mlp, gated: true}
+      update: {kind: gradient_descent, step_size: 30}
+layout: main
+"""
+
+
+def test_divergence_is_told_from_failure() -> None:
+    with pytest.raises(Diverges, match="the recurrence reaches"):
+        check(loads(EXPLODING))
+
+
+def test_a_broken_promise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form that forgets its state is caught by the comparison of stretches."""
+    spec = loads(EXPLODING.replace("30", "0.1").replace("{kind: mlp, gated: true}", "matrix"))
+    check(spec)
+    from archspec.blocks.carry import Carry
+
+    monkeypatch.setattr(Carry, "take_all", lambda self, path: None)
+    with pytest.raises((Failure, KeyError)):
+        check(spec)
+
+
+@pytest.mark.parametrize(
+    ("change", "by_nature"),
+    [
+        ("memory: matrix", False),
+        ("memory: {kind: mlp}", True),
+        ("memory: matrix\n      bias: l1", True),
+        ("memory: {kind: matrix, initial: learned}\n      retention: {kind: kl, gate: sigmoid}", True),
+        ("memory: matrix\n      bias: dot", False),
+    ],
+)
+def test_what_is_sequential_by_nature(change: str, by_nature: bool) -> None:
+    spec = loads(EXPLODING.replace("memory: {kind: mlp, gated: true}", change))
+    mixer = spec.blocks["main"].mixer
+    assert sequential(Rule.of(mixer, 8)) is by_nature  # type: ignore[arg-type]
+
+
+def test_the_command_reports_and_exits_with_0() -> None:
+    command = [sys.executable, "-m", "benchmarks.draws", "--draws", "3", "--seed", "7"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "| legal and failing | 0 |" in found.stdout
