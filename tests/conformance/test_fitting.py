@@ -156,7 +156,7 @@ STEPS = {"kind": "multi_step", "steps": 2}
         ),
         (
             {"readout": {"correction": {"kind": "query_key", "strength": "dt"}}},
-            "readout.correction.strength: dt is the step of an 'ssd' decay; the retention's gate is none.",
+            "readout.correction.strength: dt is the token step of a decay such as 'ssd'",
         ),
         (
             {"memory": {"kind": "mlp", "offsets": True}, "retention": {"kind": "lq", "gate": "sigmoid"}},
