@@ -144,6 +144,8 @@ def mixer_flops(mixer: Mixer, model_dim: int, context: int) -> int:
 def _rule_flops(rule: Rule, context: int) -> int:
     """Matrix products of the recurrent form: predict, pull back and read, or score and mix the stored tokens."""
     dims, heads = rule.dims, rule.dims.num_heads
+    if getattr(rule.memory, "cache", "tokens") == "statistics":
+        return 2 * heads * (dims.key_dim + dims.value_dim)
     if rule.memory.grows:
         window, sinks, stride = _sight(rule)
         older = 0 if window is None else max(0, context - window)
@@ -181,6 +183,8 @@ def _rule_kept(rule: Rule, mixer: MemoryMixer) -> Kept:
         if rule.update.solves:
             total += dims.key_dim**2
         return Kept(memory=dims.num_heads * total, stored=_window_kept(rule, mixer))
+    if getattr(rule.memory, "cache", "tokens") == "statistics":
+        return Kept(memory=dims.num_heads * (dims.value_dim + 2))
     groups = {name: mixer.projection(name).heads or dims.num_heads for name in ("key", "value")}  # type: ignore[arg-type]
     heads = groups["key"] if groups["key"] == groups["value"] else dims.num_heads
     window, sinks, stride = _sight(rule)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from archspec.averaging import average
 from archspec.blocks.mixer import Form
 from archspec.blocks.recurrence import recurrence
 from archspec.blocks.rule import MemoryState, Quantities, gate_on_weight, initial_state
@@ -313,6 +314,8 @@ def _attention(
     rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
 ) -> tuple[Tensor, MemoryState]:
     """o_t = sum_j softmax_j(s q_t . k_j + G_t - G_j) v_j over the stored tokens."""
+    if rule.memory.cache == "statistics":  # type: ignore[attr-defined]
+        return average(rule, quantities, state, backend)
     temperature, window = rule.memory.temperature(rule.dims), rule.memory.window  # type: ignore[attr-defined]
     log_decay = _decay(rule, quantities)
     cache = None

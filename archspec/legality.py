@@ -168,6 +168,26 @@ def _memory_and_update(context: Context) -> Iterator[Finding]:
         yield ("retention", "gate"), "a memory of tokens fades per head: its softmax has one weight a token."
 
 
+def _statistics(context: Context) -> Iterator[Finding]:
+    """Running statistics stand for the tokens only where every reader gives these the same scores."""
+    mixer, memory = context.mixer, context.mixer.memory
+    if getattr(memory, "cache", "tokens") != "statistics":
+        return
+    where = ("memory", "cache")
+    query = mixer.projection("query")
+    reads = "a position" if query.position is not None else "the first layer" if query.blend is not None else None
+    if query.has_source or reads or mixer.readout.correction is not None:
+        found = "the token" if query.has_source else reads or "a key (readout.correction)"
+        yield (
+            where,
+            f"statistics need one query for all tokens, and it reads {found}; use 'tokens', or query 'learned'.",
+        )
+    if getattr(memory, "window", None) is not None:
+        yield where, "what leaves a window cannot be taken out of a sum; remove 'window', or use 'tokens'."
+    if mixer.retention.decay_gate is not None:
+        yield where, "statistics do not fade; remove the decay, or use 'tokens'."
+
+
 def _normalizer(context: Context) -> Iterator[Finding]:
     normalizer = getattr(context.mixer.memory, "normalizer", None)
     if normalizer is None:
@@ -426,6 +446,7 @@ def _fitting(context: Context) -> Iterator[Finding]:
 
 RULES: tuple[Rule, ...] = (
     _memory_and_update,
+    _statistics,
     _normalizer,
     _gate_axes,
     _token_step,

@@ -300,6 +300,12 @@ def _not_online(rule: Rule) -> str | None:
     )
 
 
+def _softmax_reason(rule: Rule) -> str:
+    if getattr(rule.memory, "cache", "tokens") == "statistics":
+        return "every reader gives the tokens the same scores: a running average"
+    return "tokens are stored and read by a softmax"
+
+
 def _linear_reason(rule: Rule) -> str:
     decay = rule.retention.decay_gate
     grain = f"decays per {rule.granularity(decay)}" if decay is not None else "does not decay"
@@ -325,7 +331,7 @@ def _torch(rule: Rule, device: str) -> str:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("softmax", "attention", _not_softmax, lambda rule: "tokens are stored and read by a softmax", _torch),
+    Family("softmax", "attention", _not_softmax, _softmax_reason, _torch),
     Family("linear", "chunkwise", _not_linear, _linear_reason, _triton_linear),
     Family(
         "delta",

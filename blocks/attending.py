@@ -13,6 +13,8 @@ from archspec.rule import Rule
 
 def attend(rule: Rule, token: Quantities, state: MemoryState, position: int) -> tuple[Tensor, MemoryState]:
     """Keep one more key and value, and read all that are kept: o = sum_j softmax_j(s q.k_j + G_t - G_j) v_j."""
+    if rule.memory.cache == "statistics":  # type: ignore[attr-defined]
+        return _average(rule, token, state)
     keys = torch.cat([state["keys"], token.key.transpose(1, 2)], dim=1)
     values = torch.cat([state["values"], token.value.transpose(1, 2)], dim=1)
     seen, kept = _sight(rule, position, keys.shape[1], keys.device)
@@ -43,3 +45,16 @@ def _sight(rule: Rule, position: int, length: int, device: torch.device) -> tupl
     stored = [j for j in range(position + 1) if j > position - window or j in far]
     kept = [index for index, j in enumerate(stored) if j > position + 1 - window or j in far]
     return slice(None), torch.tensor(kept, device=device, dtype=torch.long)
+
+
+def _average(rule: Rule, token: Quantities, state: MemoryState) -> tuple[Tensor, MemoryState]:
+    """Add one token to the running maximum, weight and weighted value of all; the read-out is their quotient."""
+    groups = rule.dims.num_heads // token.key.shape[1]
+    key, value = (x.squeeze(2).repeat_interleave(groups, dim=1) for x in (token.key, token.value))  # [B, H, d]
+    score = (token.query.squeeze(2) * key).sum(-1) * rule.memory.temperature(rule.dims)  # type: ignore[attr-defined]
+    maximum = torch.maximum(state["statistics.maximum"], score)
+    faded, added = (state["statistics.maximum"] - maximum).exp(), (score - maximum).exp()
+    weight = faded * state["statistics.weight"] + added
+    total = faded[..., None] * state["statistics.value"] + added[..., None] * value
+    after = {"statistics.maximum": maximum, "statistics.weight": weight, "statistics.value": total}
+    return total / weight[..., None], after

@@ -329,7 +329,7 @@ class MemoryMixerModule(Declared):
 
     def memory_marks(self) -> list[str]:
         """Return what the paths of the memory's own tensors contain, among all that the mixer keeps."""
-        return [f"{self.path}.{kind}" for kind in ("dual.", "keys", "values")]
+        return [f"{self.path}.{kind}" for kind in ("dual.", "keys", "values", "statistics.")]
 
     def associate(self, keys: Tensor, values: Tensor, queries: Tensor) -> Tensor:
         """Write pairs straight into a fresh memory and read it: keys [B, N, H, K], values [B, N, H, V].
@@ -363,6 +363,9 @@ def read_only(rule: Rule, quantities: Quantities, state: MemoryState, queries: T
     """Return what ``queries`` [B, M, H, K] read from a state, [B, M, H, V], without writing."""
     dtype = quantities.state_dtype
     x = queries.transpose(1, 2).to(dtype)
+    if "statistics.value" in state:
+        read = state["statistics.value"] / state["statistics.weight"][..., None]
+        return read[:, None].expand(-1, queries.shape[1], -1, -1).to(queries.dtype)
     if rule.memory.grows:
         keys, values = (expand_heads(state[name].to(dtype), rule.dims.num_heads) for name in ("keys", "values"))
         scores = torch.einsum("bhmk,bshk->bhms", x, keys)

@@ -67,7 +67,8 @@ class Quantities:
 MemoryState = dict[str, Tensor]
 """State of one memory by name: ``dual.<weight>`` [B, H, d_in, d_out], ``momentum.<weight>``, ``anchor.<weight>``,
 ``linear.<weight>`` (what is read inside a chunk when the link applies at anchors), ``covariance.w``, ``window.<name>``;
-for a memory of tokens ``keys`` [B, S, H, K], ``values`` [B, S, H, V] and, with a decay, ``log_decay`` [B, S, H]."""
+for a memory of tokens ``keys`` [B, S, H, K], ``values`` [B, S, H, V] and, with a decay, ``log_decay`` [B, S, H], or
+``statistics.maximum`` and ``.weight`` [B, H] and ``.value`` [B, H, V]."""
 
 
 def gate_on_weight(gate: Tensor, axis: str) -> Tensor:
@@ -95,6 +96,13 @@ def initial_state(rule: Rule, quantities: Quantities) -> MemoryState:
     """Return the state before the first token, for the batch that ``quantities`` has."""
     batch, device, dtype = quantities.query.shape[0], quantities.query.device, quantities.state_dtype
     dims = rule.dims
+    if getattr(rule.memory, "cache", "tokens") == "statistics":
+        weight = torch.zeros(batch, dims.num_heads, device=device, dtype=dtype)
+        return {
+            "statistics.maximum": torch.full_like(weight, -torch.inf),
+            "statistics.weight": weight,
+            "statistics.value": torch.zeros(batch, dims.num_heads, dims.value_dim, device=device, dtype=dtype),
+        }
     if rule.memory.grows:
         state = {
             "keys": quantities.key[:, :0],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -26,6 +26,8 @@ class Kv(Memory, kind="kv"):
         window: how many tokens are kept; absent keeps all.
         sinks: the first tokens of the sequence stay, however far the window is (learned ones under ``prefix`` count).
         stride: beyond the window, tokens stride - 1, 2 stride - 1, .. of the sequence, counted from 0, stay.
+        cache: ``tokens``; or ``statistics``, the running maximum, weight and weighted value in their place, which will
+            do when the scores do not depend on who reads: a query that is the same for every token (Aaren).
 
     Source: Vaswani et al. (arXiv:1706.03762); the window, Longformer (arXiv:2004.05150); sinks, StreamingLLM
     (arXiv:2309.17453); stride, sparse transformers (arXiv:1904.10509).
@@ -35,6 +37,7 @@ class Kv(Memory, kind="kv"):
     window: Count | None = None
     sinks: Annotated[Integer, Field(ge=0)] = 0
     stride: Count | None = None
+    cache: Literal["tokens", "statistics"] = "tokens"
 
     grows: ClassVar[bool] = True
 

@@ -47,6 +47,13 @@ MIXERS: dict[str, dict[str, Any]] = {
         "bias": {"kind": "weighted_l2", "weights": {"kind": "sigmoid", "per": "value"}},
         "update": {"kind": "momentum", "momentum": 0.5, "step_size": 0.2, "anchor": 4},
     },
+    "running average": {
+        **ATTENTION,
+        "memory": {"kind": "kv", "cache": "statistics", "scale": 3},
+        "query": "learned",
+        "qk": {"heads": 1},
+        "value": {"heads": 1},
+    },
     "learned query": {**ATTENTION, "query": "learned", "value": {"heads": 1}},
     "running softmax": {
         **LINEAR,
@@ -124,6 +131,23 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
         (
             {**LINEAR, "bias": {"kind": "weighted_l2", "weights": "tanh"}},
             "must not be negative, and tanh ranges over [-1, 1]; use softplus.",
+        ),
+        (
+            {**ATTENTION, "memory": {"kind": "kv", "cache": "statistics"}},
+            "statistics need one query for all tokens, and it reads the token; use 'tokens', or query 'learned'.",
+        ),
+        (
+            {**ATTENTION, "memory": {"kind": "kv", "cache": "statistics", "window": 3}, "query": "learned"},
+            "what leaves a window cannot be taken out of a sum; remove 'window', or use 'tokens'.",
+        ),
+        (
+            {
+                **ATTENTION,
+                "memory": {"kind": "kv", "cache": "statistics"},
+                "query": "learned",
+                "retention": {"kind": "decay", "gate": 0.9},
+            },
+            "statistics do not fade; remove the decay, or use 'tokens'.",
         ),
         (
             {**ATTENTION, "memory": {"kind": "kv", "sinks": 2}},
@@ -231,3 +255,16 @@ def test_weights_of_one_are_plain_regression_and_others_scale_the_channels() -> 
     loss = bias.loss(prediction, value, {"weights": weights})
     (slope,) = torch.autograd.grad(loss.sum(), prediction)
     close(bias.gradient(prediction, value, {"weights": weights}), slope)
+
+
+def test_statistics_return_what_the_stored_tokens_do() -> None:
+    tokens = torch.randint(0, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    small = perturbed({**ATTENTION, "memory": {"kind": "kv", "cache": "statistics"}, "query": "learned"})
+    stored = perturbed({**ATTENTION, "query": "learned"})
+    close(small(tokens).logits, stored(tokens).logits)
+    mixers = [model.layers[0].mixer for model in (small, stored)]
+    pairs = [torch.randn(2, 5, 2, size, dtype=torch.float64) for size in (4, 6)]
+    # Pairs are written with themselves as queries: a lone pair is returned whatever the query.
+    one = [pair[:, :1] for pair in pairs]
+    found = [mixer.associate(*one, pairs[0]) for mixer in mixers]  # type: ignore[union-attr, operator]
+    close(found[0], found[1])

@@ -21,7 +21,11 @@ def attention_as_a_recurrence(x: Tensor, p: Parameters) -> tuple[Tensor, dict[st
         fade, added = torch.exp(m - top), torch.exp(s[:, t] - top)
         m, u, w = top, u * fade + added, w * fade[..., None] + added[..., None] * v[:, t]
         outputs.append((w / u[..., None]).flatten(1))
-    return torch.stack(outputs, dim=1) @ p["output"], {"keys": k, "values": v}
+    return torch.stack(outputs, dim=1) @ p["output"], {
+        "statistics.maximum": m,
+        "statistics.weight": u,
+        "statistics.value": w,
+    }
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
