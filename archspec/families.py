@@ -583,6 +583,10 @@ class Update(Component, family="update", noun="update rule"):
         """Return the increment of one weight [B, H, d_in, d_out] and the new buffers, by name."""
         raise UnsupportedError(f"update {self.kind}: it has no increment; it is not a parametric rule.")
 
+    def momentum_input(self, step: Step) -> Tensor:
+        """Return x_t, what a token adds to each of ``buffers``: S_t = mu_t S_{t-1} + x_t, mu the gate of its name."""
+        return -step.stepped
+
 
 class FeedForward(Component, family="feed_forward", noun="feed-forward"):
     """The channel mixer after the sequence mixer."""

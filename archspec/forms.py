@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from archspec.anchored import anchored
 from archspec.averaging import average
 from archspec.blocks.mixer import Form
 from archspec.blocks.recurrence import recurrence
@@ -422,6 +423,7 @@ _FORMS = {
     "delta": _delta,
     "momentum_delta": _momentum_delta,
     "scan": scan,
+    "anchored": anchored,
     "softmax": _attention,
     "online": _online,
 }

@@ -12,6 +12,7 @@ is without a way to run: the last family is the token-by-token recurrence itself
 | scan | S = a o S + x, entry by entry | associative scan |
 | solve | H and S as linear attention, o = S^T H^-1 q | conjugate gradients over chunks |
 | online | gradients at the anchor of each chunk | chunkwise, by the coefficient matrix c |
+| anchored | the same, whatever makes the weights of their steps | chunkwise, the weights of a chunk side by side |
 | recurrence | anything | token by token |
 """
 
@@ -306,6 +307,25 @@ def _softmax_reason(rule: Rule) -> str:
     return "tokens are stored and read by a softmax"
 
 
+def _not_anchored(rule: Rule) -> str | None:
+    update, anchor = rule.update, rule.update.anchor
+    if rule.memory.grows:
+        return f"memory {rule.memory.kind} stores tokens, not weights"
+    if update.kind not in ("gradient_descent", "momentum", "muon"):
+        return f"update {update.kind} needs the weights between its steps"
+    if anchor is None and not gradient_is_fixed(rule):
+        return "every token's gradient is taken at the weights that the token before it left"
+    if anchor is not None and anchor.reduce == "mean":
+        return "the steps since the anchor are averaged"
+    return f"retention {rule.retention.kind} turns pairs of states" if rule.retention.turns else None
+
+
+def _anchored_reason(rule: Rule) -> str:
+    anchor = rule.update.anchor
+    shared = "do not see the weights" if anchor is None else f"of {anchor.every} tokens share an anchor"
+    return f"gradients that {shared} are one batch; links, windows and steps act on the weights of all of them"
+
+
 def _linear_reason(rule: Rule) -> str:
     decay = rule.retention.decay_gate
     grain = f"decays per {rule.granularity(decay)}" if decay is not None else "does not decay"
@@ -362,5 +382,6 @@ FAMILIES: tuple[Family, ...] = (
         lambda rule: "every entry of the matrix decays and grows by itself: one associative scan",
         _torch,
     ),
+    Family("anchored", "chunkwise", _not_anchored, _anchored_reason, _torch),
     Family("recurrence", "recurrence", lambda rule: None, lambda rule: "no faster form computes this function", _torch),
 )

@@ -44,7 +44,7 @@ def descend(rule: Rule, token: Quantities, state: MemoryState, position: int) ->
         after.update({f"anchor.{name}": tensor for name, tensor in anchored.items()})
         after.update({f"linear.{name}": tensor for name, tensor in moves.items()})
     source = (linear or _linked(rule, before)) if rule.read == "before" else weights
-    read = rule.memory.network(_product(source), token.query, token.parameters)
+    read = rule.memory.network(product(source), token.query, token.parameters)
     return rule.memory.finish(read, rule.dims).squeeze(2), after
 
 
@@ -78,11 +78,11 @@ def _moved(
         part = token.step(index) if token.steps > 1 else token
         part, kept = _windowed(rule, part, state)
         point = anchored or _linked(rule, dual)
-        gradients, stepped = _gradients(rule, part, point)
+        found, stepped = gradients(rule, part, point)
         for name in before:
-            step = _step(rule, part, name, gradients[name], stepped[name] * _mean_factor(rule, position), point[name])
+            step = laid_step(rule, part, name, found[name], stepped[name] * _mean_factor(rule, position), point[name])
             increment, buffers[name] = rule.update.increment(step, buffers[name])
-            increment = rule.retention.receive(increment, _retained(rule, part, name))
+            increment = rule.retention.receive(increment, retained(rule, part, name))
             dual[name] = (keep[name](dual[name]) if order == "together" else dual[name]) + increment
             dual[name] = _mean_reduced(rule, state, name, dual[name], increment, position)
     if order == "step_first":
@@ -93,7 +93,8 @@ def _moved(
     return dual, kept
 
 
-def _step(rule: Rule, token: Quantities, name: str, gradient: Tensor, stepped: Tensor, point: Tensor) -> Step:
+def laid_step(rule: Rule, token: Quantities, name: str, gradient: Tensor, stepped: Tensor, point: Tensor) -> Step:
+    """Return what the update sees of one weight: its gradient, and the update's gates laid on it."""
     return Step(
         gradient=gradient,
         stepped=stepped,
@@ -151,29 +152,36 @@ def _windowed(rule: Rule, token: Quantities, state: MemoryState) -> tuple[Quanti
     return token.replaced(joined["key"], joined["value"], joined.get("read_key"), gates), kept
 
 
-def _gradients(rule: Rule, token: Quantities, point: Weights) -> tuple[Weights, Weights]:
+def gradients(rule: Rule, token: Quantities, point: Weights) -> tuple[Weights, Weights]:
     """Return dl/dW at the evaluation point, and the same with the step sizes on it."""
-    target = rule.memory.target(token.value)
-    gates = bias_gates(token)
-    prediction, pull = _pullback(rule, token, point, token.key)
-    read_key = token.key if token.read_key is None else token.read_key
-    if token.read_key is not None:
-        prediction = rule.memory.network(_product(point), read_key, token.parameters)
     step_size, write_size = token.gates["update.step_size"], token.gates.get("update.write_size")
     if write_size is None and rule.bias.erase_key == "key":
-        delta = rule.bias.gradient(prediction, target, gates)
-        gradients = pull(delta * gates["window.weights"] if "window.weights" in gates else delta)
-        return gradients, _scaled(rule, gradients, step_size)
+        found = loss_gradients(rule, token, point)
+        return found, scaled(rule, found, step_size)
     # l2 and dot only: the erased part M(W*, p) and the written part v have keys and strengths of their own.
+    read_key = token.key if token.read_key is None else token.read_key
+    prediction, pull = _pullback(rule, token, point, token.key)
+    if token.read_key is not None:
+        prediction = rule.memory.network(product(point), read_key, token.parameters)
     pull_erase = pull if rule.bias.erase_key == "key" else _pullback(rule, token, point, read_key)[1]
     erase = pull_erase(prediction if rule.bias.error == "residual" else torch.zeros_like(prediction))
-    write = pull(-target)
-    stepped_erase = _scaled(rule, erase, step_size)
-    stepped_write = _scaled(rule, write, step_size if write_size is None else write_size)
+    write = pull(-rule.memory.target(token.value))
+    stepped_erase = scaled(rule, erase, step_size)
+    stepped_write = scaled(rule, write, step_size if write_size is None else write_size)
     return (
         {name: erase[name] + write[name] for name in erase},
         {name: stepped_erase[name] + stepped_write[name] for name in erase},
     )
+
+
+def loss_gradients(rule: Rule, token: Quantities, point: Weights) -> Weights:
+    """Return J(k)^T delta, delta the bias's error where the prediction is read, weighed by the window's gate."""
+    gates = bias_gates(token)
+    prediction, pull = _pullback(rule, token, point, token.key)
+    if token.read_key is not None:
+        prediction = rule.memory.network(product(point), token.read_key, token.parameters)
+    delta = rule.bias.gradient(prediction, rule.memory.target(token.value), gates)
+    return pull(delta * gates["window.weights"] if "window.weights" in gates else delta)
 
 
 def bias_gates(token: Quantities) -> dict[str, Tensor]:
@@ -190,15 +198,21 @@ def _pullback(rule: Rule, token: Quantities, point: Weights, x: Tensor) -> tuple
     """Return M(W*, x) and the map delta -> J(x)^T delta, by automatic differentiation of the memory's network."""
 
     def network(weights: Weights) -> Tensor:
-        return rule.memory.network(_product(weights), x, token.parameters)
+        return rule.memory.network(product(weights), x, token.parameters)
 
     pulled: Any = torch.func.vjp(network, dict(point))
     prediction, vjp = pulled
     return prediction, lambda delta: vjp(delta)[0]
 
 
-def _product(weights: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
-    return lambda name, x: x @ weights[name]
+def product(weights: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
+    """Return x @ W by name, for weights [B, H, d_in, d_out] or, with one for each token, [B, H, C, d_in, d_out]."""
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        weight = weights[name]
+        return x @ weight if weight.ndim == 4 else (x.unsqueeze(-2) @ weight).squeeze(-2)
+
+    return linear
 
 
 def _linked(rule: Rule, dual: Weights) -> Weights:
@@ -206,11 +220,11 @@ def _linked(rule: Rule, dual: Weights) -> Weights:
 
 
 def _keeper(rule: Rule, token: Quantities, name: str) -> Keeper:
-    gates = _retained(rule, token, name)
+    gates = retained(rule, token, name)
     return lambda weight: rule.retention.keep(weight, gates)
 
 
-def _retained(rule: Rule, token: Quantities, name: str) -> dict[str, Tensor]:
+def retained(rule: Rule, token: Quantities, name: str) -> dict[str, Tensor]:
     """Return the retention's gates by field name, laid on a weight."""
     return {
         path.removeprefix("retention."): gate_on_weight(gate, weight_axis(rule, name, gate))
@@ -219,5 +233,6 @@ def _retained(rule: Rule, token: Quantities, name: str) -> dict[str, Tensor]:
     }
 
 
-def _scaled(rule: Rule, gradients: Weights, gate: Tensor) -> Weights:
+def scaled(rule: Rule, gradients: Weights, gate: Tensor) -> Weights:
+    """Return every gradient times a gate laid on its weight."""
     return {name: gate_on_weight(gate, weight_axis(rule, name, gate)) * tensor for name, tensor in gradients.items()}

@@ -101,8 +101,8 @@ def legal() -> list[tuple[str, str, str, str]]:
 
 
 LEGAL = legal()
-# A third of them, evenly spread: neighbours in the product differ in one choice.
-SWEEP = [pytest.param(*choices, id="-".join(choices)) for choices in LEGAL[::3]]
+# A quarter of them, evenly spread: neighbours in the product differ in one choice.
+SWEEP = [pytest.param(*choices, id="-".join(choices)) for choices in LEGAL[::4]]
 
 
 def perturbed(spec: Spec, backend: str = "auto") -> SequenceModel:

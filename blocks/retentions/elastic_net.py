@@ -27,6 +27,10 @@ class ElasticNet(Retention, kind="elastic_net"):
     has_link: ClassVar[bool] = True
 
     @property
+    def feeds_back(self) -> bool:  # type: ignore[override]
+        return self.form == "proximal"
+
+    @property
     def decay_gate(self) -> Gate | None:
         return self.gate
 

@@ -35,6 +35,9 @@ class Muon(Update, kind="muon"):
         moving = step.gates["momentum"] * buffers["momentum"] - step.gradient
         return step.gates["step_size"] * self.orthogonalised(moving), {"momentum": moving}
 
+    def momentum_input(self, step: Step) -> Tensor:
+        return -step.gradient
+
     def orthogonalised(self, moving: Tensor) -> Tensor:
         """Return NS(S) for S [..., d_in, d_out]."""
         a, b, c = NEWTON_SCHULZ

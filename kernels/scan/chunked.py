@@ -24,12 +24,18 @@ def diagonal_scan_chunked(
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence as a scan; arguments and results as ``diagonal_scan_reference``."""
     factor = factors(g, phase)
+    states = linear_scan(factor, x, initial_state)
+    return states, states[:, -1]
+
+
+def linear_scan(factor: Tensor, x: Tensor, initial_state: Tensor | None) -> Tensor:
+    """Return h_t = factor_t h_{t-1} + x_t [B, T, ...] for factors of any sign, [B or 1, T or 1, ...]."""
     factor = factor.expand(factor.shape[0], x.shape[1], *factor.shape[2:])
     if initial_state is not None:
         first = x[:, :1] + factor[:, :1] * initial_state[:, None]
         x = torch.cat([first, x[:, 1:]], dim=1)
     states: Tensor = _Scan.apply(factor, x)  # type: ignore[no-untyped-call]
-    return states, states[:, -1]
+    return states
 
 
 class _Scan(torch.autograd.Function):
