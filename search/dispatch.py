@@ -11,6 +11,7 @@ from archspec.errors import RunError
 from archspec.search.executors import Executor, Outcome, Request
 from archspec.search.records import Run
 from archspec.search.rundir import RunFolder, write_json
+from archspec.search.shared import SharedResults
 
 MAX_DEATHS = 3  # a worker that dies on the same evaluation this often is no accident
 MAX_STARTS = 8  # starts of one evaluation, those counted in that ended with the driver
@@ -33,8 +34,15 @@ class Dispatcher:
     """
 
     def __init__(
-        self, folder: RunFolder, run: Run, emit: Emit, executor: Executor, on_progress: Callable[[dict[str, Any]], None]
+        self,
+        folder: RunFolder,
+        run: Run,
+        emit: Emit,
+        executor: Executor,
+        on_progress: Callable[[dict[str, Any]], None],
+        shared: SharedResults | None = None,
     ) -> None:
+        self._shared = shared
         self._folder, self._run, self._emit, self._executor = folder, run, emit, executor
         self._on_progress = on_progress
         self._queue: deque[Request] = deque()
@@ -46,7 +54,8 @@ class Dispatcher:
         for request in requests:
             if request["key"] in self._run.finished_keys or self._is_known(request):
                 continue
-            if self._folder.result(request["key"]).is_file():
+            path = self._folder.result(request["key"])
+            if path.is_file() or (self._shared is not None and self._shared.fetch(request, path)):
                 self._record(request)
             else:
                 self._queue.insert(place if first else len(self._queue), request)
@@ -128,6 +137,9 @@ class Dispatcher:
 
     def _record(self, request: Request) -> None:
         result = json.loads(self._folder.result(request["key"]).read_bytes())
+        if self._shared is not None:
+            self._shared.keep(self._folder.result(request["key"]), result)
+        reused = {"reused": True} if result.get("reused") else {}
         value = {name: result["value"][name] for name in SUMMARY if name in result["value"]}
         self._emit(
             "finished",
@@ -137,6 +149,7 @@ class Dispatcher:
             rung=request["rung"],
             ok=result["status"] == "ok",
             reason=result["reason"],
-            wall_s=result["wall_s"],
+            wall_s=0.0 if reused else result["wall_s"],
             value=value,
+            **reused,
         )

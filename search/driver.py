@@ -29,13 +29,14 @@ from archspec.search.dispatch import Dispatcher
 from archspec.search.eventlog import EVENTS, Event, EventLog, read_events, trim_torn_line
 from archspec.search.executors import Executor
 from archspec.search.ladder import Halving, contender, promote, ranking
+from archspec.search.opening import opening
 from archspec.search.points import parameters
 from archspec.search.proposals import Proposal, Proposer
-from archspec.search.records import FORMAT, replay
-from archspec.search.requests import prepare, rechecks_for, requests_for, stages
+from archspec.search.records import replay
+from archspec.search.requests import prepare, rechecks_for, requests_for
 from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import SearchFile
-from archspec.search.settings import score_name
+from archspec.search.shared import SharedResults
 from archspec.search.storage import storage_errors
 from archspec.search.study import JOURNAL, SearchStudy
 from archspec.search.survey import survey
@@ -86,7 +87,7 @@ class Driver:
 
     def execute(self) -> str:
         """Run to the end, or until stopped; return the status: finished, interrupted, timeout or exhausted."""
-        self._dispatcher = Dispatcher(self._folder, self.run, self.emit, self._executor, self._progress)
+        self._open_dispatcher()
         try:
             with storage_errors():
                 status = self._work()
@@ -103,6 +104,13 @@ class Driver:
         self.emit("stopped", reason=status)
         self._log.close()
         return status
+
+    def _open_dispatcher(self) -> None:
+        settings = self._search.settings
+        shared = None
+        if settings.cache is not None:
+            shared = SharedResults(settings.cache, settings.device, self._search.modules)
+        self._dispatcher = Dispatcher(self._folder, self.run, self.emit, self._executor, self._progress, shared)
 
     def emit(self, event: str, **fields: Any) -> None:
         """Log an event, apply it, and pass it on."""
@@ -170,12 +178,15 @@ class Driver:
     def _round_size(self) -> int:
         index = len(self.run.closed)
         if index not in self.run.round_sizes:
-            left = self._limits.trials - sum(self.run.round_sizes.values())
-            if left <= 0:
+            size = self._next_size()
+            if size <= 0:
                 return 0
-            settings = self._search.settings
-            self.emit("round", round=index, size=left if settings.asynchronous else min(left, settings.candidates))
+            self.emit("round", round=index, size=size)
         return self.run.round_sizes[index]
+
+    def _next_size(self) -> int:
+        settings, left = self._search.settings, self._limits.trials - sum(self.run.round_sizes.values())
+        return left if settings.asynchronous else min(left, settings.candidates)
 
     def _climb(self, index: int, size: int) -> None:
         """Take one round up the ladder and close it."""
@@ -318,8 +329,10 @@ class Driver:
         elif values is None:
             self._study.prune(number)
         else:
-            self._study.complete(number, values)
-            self._proposer.hear_values(number, trial.coordinates, self._study.losses(values), 0.0)
+            excess = self.run.soft_excess(trial)
+            self._study.complete(number, values, excess)
+            total = sum(max(0.0, each) for each in excess.values())
+            self._proposer.hear_values(number, trial.coordinates, self._study.losses(values), total)
 
     def _validation_values(self, trial: Trial) -> list[float] | None:
         """Return what the sampler learns: validation where there is a choice of split, the figure elsewhere."""
@@ -373,33 +386,3 @@ class Driver:
     def _progress(self, data: Mapping[str, Any]) -> None:
         if self._on_event is not None:
             self._on_event({"event": "progress", "time": time.time(), **data})
-
-
-def opening(search: SearchFile) -> dict[str, Any]:
-    """Return what readers of a run need to know of its search file."""
-    settings = search.settings
-    return {
-        "format": FORMAT,
-        "study": settings.study,
-        "seed": settings.seed,
-        "objectives": [objective.as_dict() for objective in search.objectives],
-        "tasks": {
-            name: {
-                "kind": task.kind,
-                "primary": score_name(name, task.primary),
-                "scores": {score_name(name, score): way for score, way in task.scores.items()},
-            }
-            for name, task in settings.tasks.items()
-        },
-        "metrics": dict(search.metrics),
-        "rungs": [
-            {
-                "rung": rung.rung,
-                "tokens": rung.tokens,
-                "stages": stages(settings, index),
-                "promote": None if rung.promote is None else rung.promote.model_dump(mode="json"),
-            }
-            for index, rung in enumerate(settings.ladder)
-        ],
-        "space": vars(search.space.size),
-    }

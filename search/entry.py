@@ -154,12 +154,9 @@ def _sources(search: SearchFile) -> tuple[tuple[str, ...], str | None]:
     Raises:
         RunError: when a component is defined where no worker can import it from.
     """
-    components: list[Any] = [*search.settings.tasks.values()]
-    components += [metric for rung in search.settings.ladder for metric in rung.metrics or ()]
-    modules = dict.fromkeys(type(item).__module__ for item in components)
-    foreign = [name for name in modules if not name.startswith("archspec.")]
+    foreign = search.modules
     if "__main__" not in foreign:
-        return tuple(foreign), None
+        return foreign, None
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script is None:
         raise RunError(

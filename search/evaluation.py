@@ -36,7 +36,7 @@ from archspec.search.cost import measure_cost
 from archspec.search.families import Metric, MetricContext, ModelFactory, Task
 from archspec.search.intervals import t_interval
 from archspec.search.recipe import Recipe
-from archspec.search.rundir import write_json
+from archspec.search.rundir import machine, write_json
 from archspec.search.settings import score_name
 from archspec.search.training import Progress, train
 from archspec.search.training_result import TrainingResult
@@ -57,7 +57,7 @@ def evaluate(request: Request, on_progress: OnProgress | None = None) -> dict[st
         result |= {"status": "ok", "reason": "", "value": finite(value)}
     except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search goes on
         result |= {"status": "failed", "reason": reason_of(error), "traceback": traceback.format_exc(), "value": {}}
-    result |= {"started": started, "wall_s": time.perf_counter() - clock}
+    result |= {"machine": machine(request["device"]), "started": started, "wall_s": time.perf_counter() - clock}
     write_json(Path(request["results"]) / f"{request['key']}.json", result)
     return result
 

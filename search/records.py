@@ -88,6 +88,8 @@ class Run:
         rungs: the ladder, [{rung, tokens, promote}].
         begun: [trial, rung] for every rung that a candidate came to, in order.
         completions: [trial, rung, 1], or [trial, rung, 0] for a failure, in the order in which rungs were finished.
+        reused: evaluations taken from a shared cache.
+        soft_constraints: metric -> {min, max}.
         redraws: points drawn again at once because they were known, beside those rejected as duplicates.
     """
 
@@ -115,6 +117,8 @@ class Run:
     round_sizes: dict[int, int] = field(default_factory=dict)
     exhausted: set[int] = field(default_factory=set)
     redraws: int = 0
+    reused: int = 0
+    soft_constraints: dict[str, dict[str, float | None]] = field(default_factory=dict)
     begun: list[list[int]] = field(default_factory=list)
     completions: list[list[int]] = field(default_factory=list)
     finished_keys: dict[str, bool] = field(default_factory=dict)
@@ -163,12 +167,13 @@ class Run:
         """The trials that compete for the front, by number: those with every objective known.
 
         Where an objective is a final score or a measured cost they are trained ones; a front over figures and
-        training-free metrics alone is over all that were evaluated.
+        training-free metrics alone is over all that were evaluated. None that breaks a soft constraint competes.
         """
         late = {score for task in self.tasks.values() for score in task["scores"]} | COSTS.keys()
         states = ["trained"] if any(goal.metric in late for goal in self.objectives) else ["trained", "evaluated"]
         names = [goal.name for goal in self.objectives]
-        return [t for t in self if t.state in states and all(t.value(name) is not None for name in names)]
+        known = [t for t in self if t.state in states and all(t.value(name) is not None for name in names)]
+        return [t for t in known if not any(self.soft_excess(t).values())] if self.soft_constraints else known
 
     def objective_values(self, trial: Trial) -> list[float] | None:
         """Return a trial's value of every objective, in their order; None unless all are known."""
@@ -177,6 +182,19 @@ class Run:
 
     def __iter__(self) -> Iterator[Trial]:
         yield from (self.trials[number] for number in sorted(self.trials))
+
+    def soft_excess(self, trial: Trial) -> dict[str, float]:
+        """Return how far a trial's values are outside the soft constraints, relative to the bound; 0 is inside."""
+        found = {}
+        for name, bounds in self.soft_constraints.items():
+            score = trial.validation.get(name)
+            value = score["mean"] if score is not None else trial.value(name)
+            if value is not None:
+                low, high = bounds.get("min"), bounds.get("max")
+                over = 0.0 if high is None else (value - high) / max(1.0, abs(high))
+                under = 0.0 if low is None else (low - value) / max(1.0, abs(low))
+                found[name] = max(0.0, over, under)
+        return found
 
     def _on_opened(self, event: Event) -> None:
         if event["format"] != FORMAT:
@@ -187,6 +205,7 @@ class Run:
         self.study, self.seed, self.started = event["study"], event["seed"], event["time"]
         self.objectives = [Objective.from_dict(item) for item in event["objectives"]]
         self.tasks, self.metrics, self.rungs = event["tasks"], event["metrics"], event["rungs"]
+        self.soft_constraints = event.get("soft_constraints", {})
 
     def _on_started(self, event: Event) -> None:
         self.status = "running"
@@ -235,6 +254,7 @@ class Run:
         trial, stage, value = self._trial(event), event["stage"], event.get("value", {})
         self.running.pop(event["key"], None)
         self.finished_keys[event["key"]] = event["ok"]
+        self.reused += event.get("reused", False)
         trial.wall_s += event.get("wall_s", 0.0)
         trial.files[stage] = f"results/{event['key']}.json"
         if RECHECK in stage:  # a second look at a finished trial: what it was found by stays

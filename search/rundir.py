@@ -123,6 +123,16 @@ def environment(search: SearchFile) -> dict[str, Any]:
     return found
 
 
+def machine(device: str) -> str:
+    """Return what evaluations on a device run on: the GPU's name, or the processor's; empty without such a GPU."""
+    if not device.startswith("cuda"):
+        return _processor()
+    import torch
+
+    index = int(device.partition(":")[2] or 0)
+    return torch.cuda.get_device_name(index) if torch.cuda.is_available() else ""
+
+
 def available_cores() -> int:
     """Return how many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)

@@ -32,7 +32,7 @@ PREFERRED = ("recall_at_init", "memory_capacity")
 RULE_FAMILIES = tuple(family.name for family in LOWERING)
 
 # What may differ when a run is continued: it changes how long the search goes on, not what it does.
-CONTINUABLE = ("trials", "timeout_s", "workers", "evaluation_timeout_s", "resources", "recheck")
+CONTINUABLE = ("trials", "timeout_s", "workers", "evaluation_timeout_s", "cache", "resources", "recheck")
 
 DocumentPath = tuple[str | int, ...]
 
@@ -60,6 +60,14 @@ class SearchFile:
     def metrics(self) -> dict[str, Direction]:
         """Training-free metric -> direction, over all rungs."""
         return {kind: way for rung in self.settings.ladder for kind, way in directions_of(rung).items()}
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules outside this package that define its tasks and metrics."""
+        components: list[Any] = [*self.settings.tasks.values()]
+        components += [metric for rung in self.settings.ladder for metric in rung.metrics or ()]
+        names = dict.fromkeys(type(item).__module__ for item in components)
+        return tuple(name for name in names if not name.startswith("archspec."))
 
 
 def load_search_file(
@@ -256,6 +264,9 @@ def _inconsistencies(settings: Settings, space: Space) -> Iterator[tuple[Documen
     yield from _ladder_faults(settings)
     yield from _objective_faults(settings)
     yield from _known_faults(settings, space)
+    for name in settings.soft_constraints:
+        if name not in (known := _objective_directions(settings)):
+            yield ("soft_constraints", name), unknown("metric", name, known)
     families = settings.constraints.families
     for family in families or ():
         if family not in RULE_FAMILIES:

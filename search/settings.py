@@ -320,6 +320,9 @@ class Settings(StrictModel):
     Args:
         study: name of the run's folder; letters, digits, dots, dashes and underscores.
         context: tokens at which ``state_bytes`` and FLOPs are predicted where nothing else is said.
+        soft_constraints: bounds on objectives' metrics once they are measured. A trial outside keeps its scores, but
+            the sampler is told by how much it is outside, and it stands on no front.
+        cache: a folder of results shared across studies, or ``user`` for the user's cache directory; see ``shared``.
         known: points of the space that are proposed first, whoever samples: ``base`` (every node at its first option
             or lower end), or a mapping from parameter to value over the base. ``evolution`` starts from the base
             unless told otherwise.
@@ -353,6 +356,8 @@ class Settings(StrictModel):
     sampler: Annotated[Sampler, BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value)] = (
         Field(default_factory=Sampler)
     )
+    soft_constraints: dict[Text, Bounds] = Field(default_factory=dict)
+    cache: Text | None = None
     known: tuple[KnownPoint, ...] = ()
     repair: Annotated[Integer, Field(ge=0)] = 0
     cost: CostSetting = Field(default_factory=CostSetting)

@@ -116,8 +116,9 @@ class SearchStudy:
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
 
-    def complete(self, number: int, values: Sequence[float]) -> None:
-        """Tell the final values; a trial that was told is left as it is."""
+    def complete(self, number: int, values: Sequence[float], excess: Mapping[str, float] | None = None) -> None:
+        """Tell the final values, and how far they are outside soft constraints; a told trial is left as it is."""
+        self._constrain(number, excess or {})
         self._tell(number, TrialState.COMPLETE, list(values))
 
     def prune(self, number: int) -> None:
