@@ -96,13 +96,16 @@ def spec_of(number: int) -> dict[str, Any]:
 
 
 def _propose(folder: Path, log: Any, number: int) -> None:
+    from archspec.search.report.coordinates import coordinates
+
     code = f"{number * 2654435761 % 2**64:016x}"
     figures = {"parameters": 9e4 + number % 999, "non_embedding_parameters": 8e4 + number % 999,
                "flops_per_token": 1.7e5}  # fmt: skip
     figures |= dict.fromkeys(("state_bytes", "state_bytes@2048"), drawn(number)[2])
     (folder / "specs" / f"{code}.yaml").write_text(json.dumps(spec_of(number), indent=1))
     log.append("proposed", trial=number, name=f"{STUDY}-{number}", origin="sampled", round=0, hash=code,
-               coordinates=choices(number), figures=figures, families=["delta"], kernels=["delta/chunkwise/torch"],
+               coordinates=choices(number), mixers=[vars(item) for item in coordinates(spec_of(number))],
+               figures=figures, families=["delta"], kernels=["delta/chunkwise/torch"],
                note="")  # fmt: skip
 
 

@@ -23,7 +23,6 @@ from typing import Literal
 
 from archspec.search.names import Objective
 from archspec.search.records import Run
-from archspec.search.survey import Survey
 from archspec.search.trial import Trial
 
 Verdict = Literal["front", "undecided", "dominated"]
@@ -53,26 +52,25 @@ def standings(trials: Sequence[Trial], objectives: Sequence[Objective], of: Sequ
         return {}
     numbers = [trial.number for trial in trials]
     bounds = np.array([[loss_interval(trial, goal) for goal in objectives] for trial in trials], dtype=float)
-    low, high = bounds[..., 0], bounds[..., 1]  # [trial, objective]
+    low, high = bounds[..., 0].T.copy(), bounds[..., 1].T.copy()  # [objective, trial]
 
     def beaten_by(ends: np.ndarray, mine: np.ndarray, number: int) -> tuple[int, ...]:
-        found = np.flatnonzero((ends <= mine).all(1) & (ends < mine).any(1))
-        return tuple(numbers[at] for at in found.tolist() if numbers[at] != number)
+        everywhere, somewhere = np.ones(len(numbers), bool), np.zeros(len(numbers), bool)
+        for end, own in zip(ends, mine, strict=True):
+            everywhere &= end <= own
+            somewhere |= end < own
+        return tuple(numbers[at] for at in np.flatnonzero(everywhere & somewhere).tolist() if numbers[at] != number)
 
     standing = {}
+    places = {number: at for at, number in enumerate(numbers)}
     for number in of:
-        at = numbers.index(number)
-        sure, maybe = beaten_by(high, low[at], number), beaten_by(low, high[at], number)
+        at = places[number]
+        sure, maybe = beaten_by(high, low[:, at], number), beaten_by(low, high[:, at], number)
         standing[number] = Standing("dominated" if sure else "undecided" if maybe else "front", sure or maybe)
     return standing
 
 
-def checked(run: Run, found: Survey) -> dict[int, Standing]:
-    """Return where each member of a run's front stands."""
-    return standings(run.contenders, run.objectives, sorted(found.front))
-
-
-def check_facts(run: Run, found: Survey, members: Mapping[int, Standing]) -> list[tuple[str, str]]:
+def check_facts(run: Run, members: Mapping[int, Standing]) -> list[tuple[str, str]]:
     """Return whether a front is final, and how its members stand by their intervals."""
     scores = {score for task in run.tasks.values() for score in task["scores"]}
     if not members or not any(goal.metric in scores for goal in run.objectives):

@@ -33,6 +33,7 @@ from archspec.search.opening import opening
 from archspec.search.points import parameters
 from archspec.search.proposals import Proposal, Proposer
 from archspec.search.records import replay
+from archspec.search.report.coordinates import coordinates
 from archspec.search.requests import prepare, rechecks_for, requests_for
 from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import SearchFile
@@ -302,6 +303,7 @@ class Driver:
             figures=found.figures,
             families=found.plan.families(),
             kernels=found.plan.kernels(),
+            mixers=[vars(item) for item in coordinates(found.document)],
             note=note,
         )
 

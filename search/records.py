@@ -218,6 +218,7 @@ class Run:
         trial.state = "proposed"
         for name in ("name", "hash", "origin", "round", "coordinates", "figures", "families", "kernels", "note"):
             setattr(trial, name, event[name])
+        trial.mixers = event.get("mixers", [])
         self._drawn(trial, event)
         self.begun.append([trial.number, 0])
 

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from archspec.search import pareto
+from archspec.search.certainty import Standing, standings
 from archspec.search.names import Objective
 from archspec.search.records import Run
 from archspec.search.trial import Trial
 
-HISTORY_POINTS = 60
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What stands out among the trials with every objective known.
-
-    Args:
-        front: numbers of the trials that none beats in every objective, the baselines included.
-        knee: the front member that gives up least of everything; None for fewer than three members.
-        hypervolume: what the front dominates, up to the search file's reference point; None without one.
-        baseline_hypervolume: the same for the baselines alone.
-        compared: how many trials were compared.
-    """
-
-    front: frozenset[int]
-    knee: int | None
-    hypervolume: float | None
-    baseline_hypervolume: float | None
-    compared: int = 0
+HISTORY_POINTS = 48
 
 
 @dataclass(frozen=True)
@@ -41,11 +24,46 @@ class Moment:
     hypervolume: float
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What stands out among the trials with every objective known.
+
+    Args:
+        front: numbers of the trials that none beats in every objective, the baselines included.
+        knee: the front member that gives up least of everything; None for fewer than three members.
+        hypervolume: what the front dominates, up to the search file's reference point; None without one.
+        baseline_hypervolume: the same for the baselines alone.
+        trials: those compared, by number; ``run`` is theirs. What follows from them is computed when it is asked for.
+    """
+
+    front: frozenset[int]
+    knee: int | None
+    hypervolume: float | None
+    baseline_hypervolume: float | None
+    trials: Sequence[Trial] = field(repr=False)
+    run: Run = field(repr=False, compare=False)
+
+    @property
+    def compared(self) -> int:
+        """How many trials were compared."""
+        return len(self.trials)
+
+    @cached_property
+    def history(self) -> list[Moment]:
+        """How the hypervolume grew."""
+        return history(self.run, trials=self.trials)
+
+    @cached_property
+    def standings(self) -> dict[int, Standing]:
+        """Where each member of the front stands by the intervals."""
+        return standings(self.trials, self.run.objectives, sorted(self.front))
+
+
 def survey(run: Run) -> Survey:
     """Return what stands out in a run."""
     trials = run.contenders
     if not trials or not run.objectives:
-        return Survey(frozenset(), None, None, None)
+        return Survey(frozenset(), None, None, None, (), run)
     losses = losses_of(trials, run.objectives)
     members = pareto.front(losses)
     knee = pareto.knee([losses[index] for index in members])
@@ -55,17 +73,19 @@ def survey(run: Run) -> Survey:
         None if knee is None else trials[members[knee]].number,
         volume([losses[index] for index in members], run.objectives),
         volume(baselines, run.objectives),
-        len(trials),
+        trials,
+        run,
     )
 
 
-def history(run: Run, num_points: int = HISTORY_POINTS) -> list[Moment]:
+def history(run: Run, num_points: int = HISTORY_POINTS, trials: Sequence[Trial] | None = None) -> list[Moment]:
     """Return the hypervolume as trials became known, in order of their last evaluation, at ``num_points`` at most.
 
     Empty without a reference point.
     """
     reference = reference_of(run.objectives)
-    trials = sorted(run.contenders, key=lambda trial: (trial.finished or 0.0, trial.number))
+    compared = run.contenders if trials is None else trials
+    trials = sorted(compared, key=lambda trial: (trial.finished or 0.0, trial.number))
     if reference is None or not trials:
         return []
     losses = losses_of(trials, run.objectives)

@@ -41,6 +41,7 @@ class Trial:
         cost: measured figure -> {median, p20, p80, ...}.
         figures: predicted without building: parameters, state_bytes, flops_per_token, ...
         families, kernels: rule families of its mixers, and distinct family/form names.
+        mixers: where each mixer lies on the four axes, as ``report.coordinates`` has it; empty from older searches.
         note: what a reader must know, such as how a baseline was resized.
         started, finished: when its first evaluation was submitted and its last one ended; seconds of the epoch.
         wall_s: seconds spent on its evaluations.
@@ -69,6 +70,7 @@ class Trial:
     figures: dict[str, float] = field(default_factory=dict)
     families: list[str] = field(default_factory=list)
     kernels: list[str] = field(default_factory=list)
+    mixers: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
     started: float | None = None
     finished: float | None = None

@@ -43,25 +43,25 @@ def run(args: argparse.Namespace) -> int:
     from archspec.search.report.lookup import find_run
     from archspec.search.report.tables import by_first_objective, front_lines, run_data, trial_data
     from archspec.search.report.text import console, show
-    from archspec.search.survey import history, survey
+    from archspec.search.survey import survey
 
     found = find_run(args.run_dir)
     own = None if args.objectives else found.folder / REPORT
     found, worst = _along(found, args)
-    if not found.contenders:
+    standing = survey(found)
+    if not standing.trials:
         counts = found.counts
         raise RunError(
             f"{found.folder}: no trial is trained yet ({counts.evaluated} evaluated, {counts.failed} failed); "
             f"required: at least one. See 'archspec status {found.folder}', or continue the search"
         )
-    standing = survey(found)
     shown = [trial for trial in by_first_objective(found) if args.all or trial.number in standing.front]
-    paths = [save_report(found, path) for path in (own, args.output) if path is not None]
+    paths = [save_report(found, path, standing) for path in (own, args.output) if path is not None]
     if args.json:
         data = run_data(found, standing)
         data["trials"] = [trial_data(trial, found, standing) for trial in shown]
         data["correlations"] = [vars(item) for item in found.correlations]
-        data["hypervolume_history"] = [vars(moment) for moment in history(found)]
+        data["hypervolume_history"] = [vars(moment) for moment in standing.history]
         data["worst_as_reference"] = worst
         data["report"] = [str(path) for path in paths]
         print(json.dumps(data, indent=2))

@@ -9,6 +9,7 @@ from archspec.errors import RunError
 from archspec.search.records import Run, load_run
 from archspec.search.report.page import render
 from archspec.search.report.payload import report_data
+from archspec.search.survey import Survey
 
 REPORT = "report.html"
 
@@ -23,15 +24,15 @@ def write_report(run_dir: str | Path) -> Path:
     return save_report(load_run(folder), folder / REPORT)
 
 
-def save_report(run: Run, path: Path) -> Path:
-    """Write a run's report to ``path`` and return it.
+def save_report(run: Run, path: Path, found: Survey | None = None) -> Path:
+    """Write a run's report to ``path`` and return it; ``found`` where the run is surveyed already.
 
     Raises:
         RunError: when it cannot be written.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(render(report_data(run)), encoding="utf-8", newline="\n")
+        beside.write_text(render(report_data(run, found)), encoding="utf-8", newline="\n")
         beside.replace(path)
     except OSError as error:
         raise RunError(

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from archspec.search.trial import Trial
+
 # What tells two components of one kind apart at a glance; everything else is in the spec itself.
 _TELLING = ("depth", "window", "top_k", "p", "q", "steps", "iterations")
 
@@ -41,6 +43,11 @@ def coordinates(spec: Mapping[str, Any]) -> list[Coordinates]:
         if layers[name]:
             found += [_of(mixer, where, layers[name]) for where, mixer in _mixers(mixer, f"blocks.{name}.mixer")]
     return found
+
+
+def mixers_of(trial: Trial) -> list[Coordinates]:
+    """Return a trial's coordinates as the search noted them, or from its spec where an older search did not."""
+    return [Coordinates(**item) for item in trial.mixers] if trial.mixers else coordinates(trial.spec)
 
 
 def _of(mixer: Mapping[str, Any], where: str, num_layers: int) -> Coordinates:

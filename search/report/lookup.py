@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def find_run(name: str | Path, runs_dir: Path = RUNS) -> Run:
     places = [Path(name), runs_dir / name]
     for folder in places:
         if (folder / EVENTS).is_file():
-            return load_run(folder)
+            return _loaded(folder)
     known = sorted(path.parent.name for path in runs_dir.glob(f"*/{EVENTS}"))
     near = get_close_matches(Path(name).name, known, n=1)
     if near:
@@ -33,6 +34,19 @@ def find_run(name: str | Path, runs_dir: Path = RUNS) -> Run:
     else:
         advice = "start one with 'archspec search FILE'"
     raise RunError(f"{name}: no run here ({EVENTS} is missing, also under {runs_dir}); {advice}")
+
+
+def _loaded(folder: Path) -> Run:
+    """Read a run without the collector looking, again and again, at what lasts as long as the command."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        run = load_run(folder)
+        gc.freeze()
+    finally:
+        if was_enabled:
+            gc.enable()
+    return run
 
 
 def find_trial(run: Run, name: str) -> Trial:

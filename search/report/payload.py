@@ -10,22 +10,23 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from archspec.search.certainty import check_facts, checked
+from archspec.search.certainty import check_facts
 from archspec.search.records import Correlation, Run
-from archspec.search.report.coordinates import coordinates
+from archspec.search.report.analysis import report_analysis
+from archspec.search.report.coordinates import mixers_of
 from archspec.search.report.figures import Column, columns_of, entries_of, number, readable
 from archspec.search.report.liveness import status_of
 from archspec.search.report.spectext import spec_text
-from archspec.search.survey import Survey, history, survey
+from archspec.search.survey import Survey, survey
 from archspec.search.trial import Trial
 
 MAX_TRIALS = 2000  # in one page; beyond it the least telling trials are left out, and the page says so
 MAX_DETAILED = 400  # of these with their specs, curves and kernels
 
 
-def report_data(run: Run) -> dict[str, Any]:
-    """Return everything the page shows of a run."""
-    found = survey(run)
+def report_data(run: Run, found: Survey | None = None) -> dict[str, Any]:
+    """Return everything the page shows of a run; ``found`` where the run is surveyed already."""
+    found = survey(run) if found is None else found
     columns = columns_of(run)
     shown, left_out = _shown(run, found)
     detailed = {trial.number for trial in sorted(shown, key=_interest(run, found))[:MAX_DETAILED]}
@@ -51,9 +52,10 @@ def report_data(run: Run) -> dict[str, Any]:
         "trials_note": left_out,
         "correlation_note": correlation_note(run),
         "correlations": [_correlation(item) for item in run.correlations],
-        "certainty": check_facts(run, found, checked(run, found)),
+        "certainty": check_facts(run, found.standings),
         "hypervolume": hypervolume_facts(run, found),
-        "history": [list(vars(moment).values()) for moment in history(run)],
+        "analysis": report_analysis(run),
+        "history": [list(vars(moment).values()) for moment in found.history],
         "environment": flattened(run.environment),
     }
 
@@ -188,7 +190,7 @@ def _details(trial: Trial, run: Run, is_detailed: bool) -> dict[str, Any]:
         elsewhere = f"archspec show {run.folder} {trial.number}"
         return {"coordinates": [], "curves": [], "kernels": [], "spec": "", "elsewhere": elsewhere}
     return {
-        "coordinates": [asdict(item) for item in coordinates(trial.spec)],
+        "coordinates": [asdict(item) for item in mixers_of(trial)],
         "curves": _curves(trial, run),
         "kernels": [_kernel(item) for item in trial.plan],
         "spec": trial.spec_file() or (spec_text(trial.spec) if trial.spec else ""),

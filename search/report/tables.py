@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.text import Text
 
-from archspec.search.certainty import Standing, check_facts, checked
+from archspec.search.certainty import Standing, check_facts
 from archspec.search.records import Correlation, Run
-from archspec.search.report.coordinates import coordinates
+from archspec.search.report.coordinates import mixers_of
 from archspec.search.report.figures import Column, columns_of, entries_of, interval, number, readable, with_spread
 from archspec.search.report.liveness import state_of, status_of
 from archspec.search.report.payload import (
@@ -26,7 +26,7 @@ from archspec.search.report.payload import (
 )
 from archspec.search.report.spectext import spec_text
 from archspec.search.report.text import Row, Table, clean, facts, shortened, sparkline, wrapped
-from archspec.search.survey import Moment, Survey, history
+from archspec.search.survey import Moment, Survey
 from archspec.search.trial import Trial
 
 ARROWS = {"maximize": "↑", "minimize": "↓", None: ""}
@@ -40,16 +40,16 @@ def front_lines(run: Run, found: Survey, trials: Sequence[Trial], width: int, wo
 
     ``worst``: the objectives whose reference is the worst value known, for want of one in the search file.
     """
-    columns = [column for column in columns_of(run) if column.group == "Objectives"]
+    every = columns_of(run)
+    columns = [column for column in every if column.group == "Objectives"]
     told = {objective.metric for objective in run.objectives}
-    extra = [column for column in columns_of(run) if column.key in {"parameters", "state_bytes"} - told]
+    extra = [column for column in every if column.key in {"parameters", "state_bytes"} - told]
     goals = ", ".join(f"{column.label} {ARROWS[column.direction]}" for column in columns)
-    sort = "trained" if all(trial.state == "trained" for trial in run.contenders) else "evaluated"
+    sort = "trained" if all(trial.state == "trained" for trial in found.trials) else "evaluated"
     share = f"{len(found.front)} of {found.compared} {sort} trials are on the front over {goals}"
     lines: Lines = [*heading(run, width), *wrapped(share, width), ""]
-    members = checked(run, found)
-    lines += front_table(trials, found, [*columns, *extra], width, notes=recheck_notes(run, members))
-    pairs = check_facts(run, found, members) + hypervolume_facts(run, found) + growth_facts(history(run))
+    lines += front_table(trials, found, [*columns, *extra], width, notes=recheck_notes(run, found.standings, every))
+    pairs = check_facts(run, found.standings) + hypervolume_facts(run, found) + growth_facts(found.history)
     if worst:
         pairs.append(("worst known", f"is the reference for {', '.join(worst)}: compare no other run's hypervolume"))
     lines += ["", *facts(pairs, width), ""]
@@ -85,9 +85,9 @@ def heading(run: Run, width: int) -> list[Text]:
     return [*found, Text(shortened(str(run.folder), width), style="dim")]
 
 
-def recheck_notes(run: Run, members: Mapping[int, Standing]) -> dict[int, list[str]]:
+def recheck_notes(run: Run, members: Mapping[int, Standing], every: Sequence[Column]) -> dict[int, list[str]]:
     """Return what fresh seeds said of each re-scored member of the front, and against whom it is undecided."""
-    columns = [column for column in columns_of(run) if column.group == "Re-scored on fresh seeds"]
+    columns = [column for column in every if column.group == "Re-scored on fresh seeds"]
     return {member: _recheck_note(run.trials[member], standing, columns) for member, standing in members.items()}
 
 
@@ -124,7 +124,7 @@ def front_table(
         scores = [with_spread(entries.get(column.key), column.unit) for column in columns]
         marks = [mark for mark in marks_of(trial, found) if mark != "front" or not all_front]
         style = "bold" if "knee" in marks else "" if marks or all_front else "dim"
-        at = "; ".join(item.line() for item in coordinates(trial.spec))
+        at = "; ".join(item.line() for item in mixers_of(trial))
         table.rows.append(
             Row(
                 [str(trial.number), trial.name, *scores],
@@ -166,7 +166,7 @@ def trial_lines(trial: Trial, run: Run, found: Survey, width: int) -> Lines:
         lines += wrapped(f"{trial.rule}: {trial.reason}" if trial.rule else trial.reason, width)
     if trial.note:
         lines += wrapped(trial.note, width)
-    at = [(item.where, item.line()) for item in coordinates(trial.spec)]
+    at = [(item.where, item.line()) for item in mixers_of(trial)]
     lines += _section("coordinates", facts(at, width - 2))
     lines += _section("drawn", facts(choices_of(trial), width - 2))
     lines += _scores(trial, run, width - 2)
@@ -234,7 +234,7 @@ def trial_data(trial: Trial, run: Run, found: Survey, *, full: bool = False) -> 
     data = {name: getattr(trial, name) for name in names}
     data |= {name: getattr(trial, name) for name in ("training_free", "cost", "families", "kernels", "wall_s")}
     data |= {"front": trial.number in found.front, "knee": trial.number == found.knee, "choices": trial.coordinates}
-    data["coordinates"] = [asdict(item) for item in coordinates(trial.spec)]
+    data["coordinates"] = [asdict(item) for item in mixers_of(trial)]
     if full:
         data |= {
             name: getattr(trial, name) for name in ("rule", "validation", "rechecked", "low_fidelity", "spec", "plan")
@@ -257,7 +257,7 @@ def run_data(run: Run, found: Survey) -> dict[str, Any]:
         "knee": found.knee,
         "hypervolume": found.hypervolume,
         "baseline_hypervolume": found.baseline_hypervolume,
-        "certainty": {str(number): asdict(standing) for number, standing in checked(run, found).items()},
+        "certainty": {str(number): asdict(standing) for number, standing in found.standings.items()},
         "command": run.command,
         "started": run.started,
         "updated": run.updated,

@@ -47,6 +47,27 @@ function growth() {
     drawChart(stepped(data.history.map(([count, , volume]) => [count, volume])), "Hypervolume over trials", " trials"),
     drawChart(stepped(timed), "Hypervolume over time", " h", (hours) => significant(hours)));
 }
+function buildAnalysis() {
+  const card = document.getElementById("analysis");
+  if (!data.analysis.length) { card.remove(); return; }
+  card.append(el("h2", {}, "Which choices mattered?"));
+  for (const { label, note, influences, maps } of data.analysis) {
+    card.append(...[
+      el("h3", {}, label), el("p", { class: "note" }, note),
+      influences.length ? el("div", { class: "scroll" }, el("table", { class: "influences" },
+        headOf([["drawn value"], ["share", "n"], ["p", "n"], ["n", "n"], ["best"], ["verdict"]]),
+        el("tbody", {}, influences.map((row) => el("tr", {}, row.map((cell, at) => el("td", { class: at && at < 4 ? "n" : "" }, cell))))))) : "",
+      ...maps.map(heatMap),
+    ].filter(Boolean));
+  }
+}
+function heatMap({ axes, rows, columns: names, cells, note }) {
+  const body = rows.map((row, at) => el("tr", {}, el("th", { scope: "row" }, row), cells[at].map((cell) => (cell === null ? el("td", { class: "heat" }, "\u00b7")
+    : el("td", { class: `heat heat-${cell.level} ${cell.few ? "few" : ""}` }, el("b", {}, cell.mean), el("span", {}, `best ${cell.best}, n = ${cell.n}`))))));
+  return el("div", { class: "scroll" }, el("table", { class: "heatmap" },
+    el("caption", {}, `${axes[0]} \u00d7 ${axes[1]}, mean over trials. ${note}`),
+    el("thead", {}, el("tr", {}, el("th", {}, axes.join(" \\ ")), names.map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, body)));
+}
 function buildRun() {
   document.getElementById("run").append(...[
     el("h2", {}, "Hypervolume and environment"), facts(data.certainty), facts(data.hypervolume), growth(), el("h3", {}, "Environment"), facts(data.environment),
@@ -62,6 +83,7 @@ buildHeading();
 buildPlotCard();
 buildTable();
 buildCorrelations();
+buildAnalysis();
 buildRun();
 const opening = firstSelected();
 if (opening) select(opening.number, false);
