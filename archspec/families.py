@@ -25,6 +25,7 @@ from archspec.initial import Initial, Offset, Parameters
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from archspec.blocks.pieces import Pieces
     from archspec.shapes import HeadDims
 
 Per = Literal["head", "key", "value", "state"]
@@ -606,6 +607,10 @@ class FeedForward(Component, family="feed_forward", noun="feed-forward"):
     @abstractmethod
     def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Return the output [B, T, D] for x [B, T, D]."""
+
+    def apply_fused(self, x: Tensor, parameters: Mapping[str, Tensor], pieces: Pieces) -> Tensor:
+        """Return the same with the fused kernels that serve x; kinds that have a use for one override this."""
+        return self.apply(x, parameters)
 
     def flops_per_token(self, model_dim: int) -> int:
         """Return multiply-adds counted as two, one token, forward."""

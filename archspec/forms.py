@@ -23,7 +23,7 @@ from archspec.kernels.delta import delta_rule, delta_rule_step
 from archspec.kernels.linear import linear_attention, linear_attention_step
 from archspec.kernels.momentum_delta import MomentumDeltaState, momentum_delta_rule, momentum_delta_rule_step
 from archspec.kernels.online import OnlineState, online_memory
-from archspec.kernels.pointwise import gated_rms_norm, l2_norm, log_decay, short_convolution
+from archspec.kernels.pointwise import gated_product, gated_rms_norm, l2_norm, log_decay, short_convolution
 from archspec.kernels.softmax import KvCache, softmax_attention, softmax_attention_step
 from archspec.kernels.softmax.cache import AttentionInputs
 from archspec.kernels.softmax.sparse import sparse_attention
@@ -52,6 +52,10 @@ class FusedPieces:
     ) -> Tensor:
         """Return the norm of x over its last axis, gated where there is a gate."""
         return l2_norm(x, eps) if kind == "l2" else gated_rms_norm(x, gate, weight, activation, eps)
+
+    def gated_product(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """Return act(gate) up."""
+        return gated_product(gate, up, activation)
 
     def log_decay(self, z: Tensor, log_rate: Tensor) -> Tensor:
         """Return -exp(log_rate) softplus(z)."""

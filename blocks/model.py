@@ -56,6 +56,9 @@ class FeedForwardModule(Declared):
             last = torch.zeros_like(x[:, :1]) if kept is None else kept.to(x.dtype)
             carry.put(f"{self.path}.shift", x[:, -1:])
             x = x + self.shift_mix * (torch.cat([last, x[:, :-1]], dim=1) - x)
+        pieces = self.pieces_for(x)
+        if pieces is not None:
+            return self.config.apply_fused(x, self.values(), pieces)
         return self.config.apply(x, self.values())
 
 

@@ -27,5 +27,8 @@ class Pieces(Protocol):
     ) -> Tensor:
         """Return the ``l2`` or ``rms`` norm of x [.., dim], times act(gate) when there is a gate."""
 
+    def gated_product(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """Return act(gate) up."""
+
     def log_decay(self, z: Tensor, log_rate: Tensor) -> Tensor:
         """Return -exp(log_rate) softplus(z) in fp32 for z [B, T, H, K]."""

@@ -29,6 +29,7 @@ _FAMILIES = {
     "softmax_attention_step": "softmax",
     "linear_attention": "linear",
     "linear_attention_step": "linear",
+    "gated_product": "pointwise",
     "gated_rms_norm": "pointwise",
     "l2_norm": "pointwise",
     "log_decay": "pointwise",

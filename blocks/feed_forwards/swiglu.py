@@ -11,6 +11,8 @@ from archspec.initial import FAN_IN, Parameter, Parameters
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from archspec.blocks.pieces import Pieces
+
 
 class Swiglu(FeedForward, kind="swiglu"):
     """(silu(x W_gate) * (x W_up)) W_down. Source: Shazeer (arXiv:2002.05202)."""
@@ -22,6 +24,9 @@ class Swiglu(FeedForward, kind="swiglu"):
             "up": Parameter((model_dim, inner), FAN_IN, decayed=True),
             "down": Parameter((inner, model_dim), FAN_IN, decayed=True),
         }
+
+    def apply_fused(self, x: Tensor, parameters: Mapping[str, Tensor], pieces: Pieces) -> Tensor:
+        return pieces.gated_product(x @ parameters["gate"], x @ parameters["up"], "silu") @ parameters["down"]
 
     def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         gate = x @ parameters["gate"]

@@ -14,12 +14,13 @@ from torch import Tensor
 from archspec.errors import ShapeError, UnsupportedError, unknown
 from archspec.kernels.backend import check_floating, check_shape, resolve_backend
 from archspec.kernels.pointwise.reference import (
+    gated_product_reference,
     head_norm_reference,
     log_decay_reference,
     short_convolution_reference,
 )
 
-__all__ = ["gated_rms_norm", "l2_norm", "log_decay", "short_convolution"]
+__all__ = ["gated_product", "gated_rms_norm", "l2_norm", "log_decay", "short_convolution"]
 
 MAX_CONV_WIDTH = 8
 """Widest convolution of the Triton kernel: its backward pass keeps 2 W - 1 shifted tiles in registers."""
@@ -139,6 +140,27 @@ def _norm(
 
         return head_norm_fused(x, weight, gate, kind, activation, eps)
     return head_norm_reference(x, weight, gate, kind, activation, eps)
+
+
+def gated_product(
+    gate: Float[Tensor, "*rows D"], up: Float[Tensor, "*rows D"], activation: str = "silu", backend: str = "auto"
+) -> Float[Tensor, "*rows D"]:
+    """Return act(gate) * up in up's dtype, computed in fp32 (fp64 for fp64): the inside of a gated feed-forward.
+
+    Raises:
+        ShapeError: shapes or devices that do not fit.
+        UnsupportedError: an unknown activation or backend, or one that cannot serve these tensors.
+    """
+    op = "gated_product"
+    _check_name(op, "activation", activation, GATE_ACTIVATIONS)
+    if gate.shape != up.shape:
+        raise ShapeError(f"{op}: gate has shape {list(gate.shape)}; required is up's, {list(up.shape)}.")
+    check_floating(op, up.device, gate=gate, up=up)
+    if resolve_backend(op, backend, up) == "triton" and up.numel():
+        from archspec.kernels.pointwise.product_fused import gated_product_fused
+
+        return gated_product_fused(gate, up, activation)
+    return gated_product_reference(gate, up, activation)
 
 
 def log_decay(

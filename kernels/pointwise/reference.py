@@ -36,6 +36,12 @@ def head_norm_reference(
     return y.to(x.dtype)
 
 
+def gated_product_reference(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """act(gate) up in up's dtype, computed in fp32 or fp64."""
+    wide = state_dtype(up)
+    return (activated(activation, gate.to(wide)) * up.to(wide)).to(up.dtype)
+
+
 def log_decay_reference(z: Tensor, log_rate: Tensor, offset: Tensor | None) -> Tensor:
     """-exp(log_rate) softplus(z + offset) in fp32 or fp64."""
     wide = z.to(state_dtype(z))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from archspec.errors import ShapeError, UnsupportedError
-from archspec.kernels.pointwise import gated_rms_norm, l2_norm, log_decay, short_convolution
+from archspec.kernels.pointwise import gated_product, gated_rms_norm, l2_norm, log_decay, short_convolution
 
 # RMS of the error over RMS of the exact result, from the same rounded inputs. One rounding of the result is all that
 # a 16-bit type loses: 0.0017 for bf16, 0.0002 for fp16; fp32 sums of a few hundred terms stay far below 1e-5.
@@ -44,6 +44,13 @@ def unit(x: Tensor, backend: str) -> tuple[Tensor, ...]:
     return (l2_norm(x, backend=backend),)
 
 
+def multiply(activation: str) -> Op:
+    def run(gate: Tensor, up: Tensor, backend: str) -> tuple[Tensor, ...]:
+        return (gated_product(gate, up, activation, backend),)
+
+    return run
+
+
 def decay(z: Tensor, log_rate: Tensor, backend: str, **optional: Tensor) -> tuple[Tensor, ...]:
     return (log_decay(z, log_rate, backend=backend, **optional),)
 
@@ -64,6 +71,8 @@ CASES: dict[str, tuple[Op, dict[str, tuple[int, ...]]]] = {
     "rms sigmoid per head": (normalise("sigmoid"), {"x": (2, 9, 3, 20), "gate": (2, 9, 3, 20), "weight": (3, 20)}),
     "rms silu without weight": (normalise("silu"), {"x": (5, 64), "gate": (5, 64)}),
     "rms wide": (normalise("silu"), {"x": (3, 2100), "weight": (2100,)}),
+    "product silu": (multiply("silu"), {"gate": (3, 50, 20), "up": (3, 50, 20)}),
+    "product sigmoid": (multiply("sigmoid"), {"gate": (5, 64), "up": (5, 64)}),
     "decay per head": (decay, {"z": (2, 130, 3, 1), "log_rate": (3, 1), "offset": (3, 1)}),
     "decay per key": (decay, {"z": (2, 9, 3, 20), "log_rate": (3, 1), "offset": (3, 20)}),
     "decay and rate per key": (decay, {"z": (2, 9, 3, 50), "log_rate": (3, 50)}),

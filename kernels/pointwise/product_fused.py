@@ -1,0 +1,87 @@
+"""act(gate) * up as one Triton kernel forward and one backward: what a gated feed-forward does between its matrices."""
+
+# Bodies of jitted functions are Triton's language, not Python: they have no types to check.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from archspec.kernels.pointwise.fused import ACTIVATION, _activate, _activate_slope
+
+BLOCK = 2048
+"""Elements a program: 16 a thread, two loads of 16 bytes of each bf16 input."""
+
+
+@triton.jit
+def _product_forward(gate, up, out, size, ACT: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    keep = at < size
+    z = tl.load(gate + at, mask=keep, other=0.0).to(tl.float32)
+    y = tl.load(up + at, mask=keep, other=0.0).to(tl.float32)
+    tl.store(out + at, (_activate(z, ACT) * y).to(out.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _product_backward(gate, up, dout, dgate, dup, size, ACT: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    keep = at < size
+    z = tl.load(gate + at, mask=keep, other=0.0).to(tl.float32)
+    y = tl.load(up + at, mask=keep, other=0.0).to(tl.float32)
+    gradient = tl.load(dout + at, mask=keep, other=0.0).to(tl.float32)
+    tl.store(dgate + at, (gradient * y * _activate_slope(z, ACT)).to(dgate.dtype.element_ty), mask=keep)
+    tl.store(dup + at, (gradient * _activate(z, ACT)).to(dup.dtype.element_ty), mask=keep)
+
+
+def product_forward(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    out = torch.empty_like(up)
+    grid = (-(-up.numel() // BLOCK),)
+    _product_forward[grid](gate, up, out, up.numel(), ACT=ACTIVATION[activation], BLOCK=BLOCK, num_warps=4)
+    return out
+
+
+_product_op = torch.library.custom_op("archspec::gated_product_forward", product_forward, mutates_args=())
+
+
+@_product_op.register_fake
+def _product_fake(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    return torch.empty_like(up)
+
+
+def product_backward(dout: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Return the gradients of gate and up."""
+    dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+    grid = (-(-up.numel() // BLOCK),)
+    act = ACTIVATION[activation]
+    _product_backward[grid](gate, up, dout, dgate, dup, up.numel(), ACT=act, BLOCK=BLOCK, num_warps=4)
+    return dgate, dup
+
+
+_product_backward_op = torch.library.custom_op("archspec::gated_product_backward", product_backward, mutates_args=())
+
+
+@_product_backward_op.register_fake
+def _product_backward_fake(dout: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(gate), torch.empty_like(up)
+
+
+def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    gate, up, ctx.activation = inputs
+    ctx.save_for_backward(gate, up)
+
+
+def _differentiate(ctx, dout):  # type: ignore[no-untyped-def]
+    gate, up = ctx.saved_tensors
+    return *_product_backward_op(dout.contiguous(), gate, up, ctx.activation), None
+
+
+_product_op.register_autograd(_differentiate, setup_context=_save)
+
+
+def gated_product_fused(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """Run the Triton form; arguments as in `archspec.kernels.pointwise.gated_product`, checked there."""
+    out: Tensor = _product_op(gate.contiguous(), up.contiguous(), activation)
+    return out
