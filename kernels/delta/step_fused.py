@@ -24,8 +24,10 @@ STEP_FIRST = tl.constexpr(get_args(Order).index("step_first"))
 def _decays(g, row, i_h, cols_k, keep_k, HV: tl.constexpr, K: tl.constexpr, GATE: tl.constexpr):
     """exp(g) of one token, [K, 1] or a scalar."""
     if GATE == 1:
-        return tl.exp(tl.load(g + row * HV + i_h).to(tl.float32))
-    return tl.exp(tl.load(g + (row * HV + i_h) * K + cols_k, mask=keep_k, other=0.0).to(tl.float32))[:, None]
+        alpha = tl.exp(tl.load(g + row * HV + i_h).to(tl.float32))
+    else:  # one return: Triton 3.6 compiles what stands behind an early one, and their types differ
+        alpha = tl.exp(tl.load(g + (row * HV + i_h) * K + cols_k, mask=keep_k, other=0.0).to(tl.float32))[:, None]
+    return alpha
 
 
 @triton.jit

@@ -93,6 +93,7 @@ CASES = (
     Case("head_norm", "bfloat16", "token", _MODEL, "_norm_backward#0"),
     Case("log_decay", "bfloat16", "key", _MODEL, "_decay_backward#0"),
     Case("delta_step", "bfloat16", "key", _DECODED, "_step_kernel#0"),
+    Case("delta_step", "bfloat16", "token", _DECODED, "_step_kernel#0"),
 )
 
 
@@ -145,7 +146,8 @@ def _delta_step(case: Case) -> None:
 
     B, T, H, HV, K, V = case.shape
     q = torch.empty(B, T, H, K, dtype=getattr(torch, case.dtype), device="meta")
-    beta, g, state = (torch.empty(shape, device="meta") for shape in ((B, T, HV), (B, T, HV, K), (B, HV, K, V)))
+    beta, wide, state = (torch.empty(shape, device="meta") for shape in ((B, T, HV), (B, T, HV, K), (B, HV, K, V)))
+    g = wide if case.gate == "key" else beta
     step_fused.delta_step(q, q, q.new_empty(B, T, HV, V), beta, g, None, None, None, state, 1.0, "decay_first")
 
 

@@ -93,7 +93,7 @@ def results(op: Op, inputs: dict[str, Tensor], backend: str) -> dict[str, Tensor
     leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
     outputs = op(**leaves, backend=backend)
     generator = torch.Generator(outputs[0].device).manual_seed(100)
-    weights = [torch.randn(y.shape, generator=generator, device=y.device).half().to(y.dtype) for y in outputs]
+    weights = [torch.randn(y.shape, generator=generator, device=y.device).bfloat16().to(y.dtype) for y in outputs]
     gradients = torch.autograd.grad(outputs, list(leaves.values()), weights)
     named = {f"d{name}": x for name, x in zip(leaves, gradients, strict=True)}
     return {f"output {i}": y.detach() for i, y in enumerate(outputs)} | named
