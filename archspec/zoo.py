@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from archspec import catalog
 from archspec.component import FAMILIES, Component, StrictModel
+from archspec.errors import ArchspecError
 from archspec.explanation import Explanation, coordinates, explain
 from archspec.loading import MODELS, load
 from archspec.schema import MemoryMixer
@@ -27,6 +30,8 @@ CHOICE_FAMILIES = (
     "node",
 )
 
+AXES = ("memory", "bias", "retention", "update")
+LONG = 1 << 20  # tokens; longer than any window
 PROJECTIONS = ("qkv", "qk", "query", "key", "value")
 
 
@@ -39,12 +44,16 @@ def _row(found: Explanation, file: str) -> dict[str, Any]:
     mixers = found.mixers()
     counts = Counter(path for layer in found.plan.layers for path in layer)
     about = found.spec.about
+    kinds = list(dict.fromkeys((coordinates(mixers[path]), found.plan.decisions[path].family) for path in counts))
+    axes = [line.split(" x ") for line, _ in kinds]
     return {
         "name": found.spec.name,
-        "coordinates": " + ".join(dict.fromkeys(coordinates(mixers[path]) for path in counts)),
-        "family": " + ".join(dict.fromkeys(found.plan.decisions[path].family for path in counts)),
+        "coordinates": " + ".join(dict.fromkeys(line for line, _ in kinds)),
+        **{axis: " + ".join(line[place] for line in axes) for place, axis in enumerate(AXES)},
+        "family": " + ".join(family for _, family in kinds),
         "parameters": found.complexity.parameters,
         "state_bytes": found.complexity.state_bytes(found.context),
+        "time": growth(found),
         "fidelity": about.fidelity,
         "source": about.source,
         "title": about.title,
@@ -53,6 +62,12 @@ def _row(found: Explanation, file: str) -> dict[str, Any]:
         "layers": len(found.plan.layers),
         "file": file,
     }
+
+
+def growth(found: Explanation) -> str:
+    """Return how the work of a sequence of T tokens grows: T^2 where each reads all tokens before it, else T."""
+    kept = found.complexity.state_bytes
+    return "T^2" if kept(4 * LONG) > kept(LONG) else "T"
 
 
 def choices() -> list[dict[str, Any]]:
@@ -66,6 +81,63 @@ def choices() -> list[dict[str, Any]]:
             first = (member.__doc__ or "").strip().split("\n\n")[0].split("\n")[0]
             rows.append({"choice": family.noun, "kind": kind, "presets": presets, "definition": first})
     return rows
+
+
+def training(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what ``benchmarks.zoo`` found out by training the models: bits per byte, parameters, steps, device.
+
+    Raises:
+        ArchspecError: the file cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArchspecError(f"{path}: no JSON that can be read ({error}); name a file of benchmarks.zoo.") from error
+    models = found.get("models") if isinstance(found, dict) else None
+    if not isinstance(models, dict) or not all(isinstance(row, dict) for row in models.values()):
+        raise ArchspecError(f"{path}: found no results under 'models'; name a file of benchmarks.zoo.")
+    return models
+
+
+def page(results: Mapping[str, Mapping[str, Any]] | None = None, context: int = 2048) -> str:
+    """Return docs/zoo.md: the shipped models, with their scores where ``results`` has them."""
+    rows, results = models(context), results or {}
+    columns = ["model", *AXES, "family", "parameters", "state bytes", "time", "fidelity", "source"]
+    if results:
+        columns.append("bits per byte")
+    lines = [
+        "# The zoo",
+        "",
+        f"The shipped models. State bytes are those of one sequence after {context:,} tokens in fp32; time is how the "
+        "work grows with the number T of tokens; the family is the form that runs on a CPU. `exact` means that a test "
+        "holds the compiled mixer against a token loop of the published equations; what `differs` is said below. "
+        "Several mixers of a model are separated by `+`. Written by `archspec list --markdown`.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
+    ]
+    for row in rows:
+        cells = [row["name"], *(row[axis] for axis in AXES), row["family"], f"{row['parameters']:,}"]
+        cells += [f"{row['state_bytes']:,}", row["time"], row["fidelity"], row["source"]]
+        if results:
+            score = results.get(row["name"], {}).get("bits_per_byte")
+            cells.append("" if score is None else f"{score:.3f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    if results:
+        lines += ["", _conditions(results)]
+    lines += ["", "## What differs", ""]
+    lines += [f"- `{row['name']}`: {row['differs']}" for row in rows if row["differs"]]
+    return "\n".join([*lines, ""])
+
+
+def _conditions(results: Mapping[str, Mapping[str, Any]]) -> str:
+    sizes = sorted(row["parameters"] for row in results.values() if "parameters" in row)
+    steps = sorted({row["steps"] for row in results.values() if "steps" in row})
+    devices = sorted({row["device"] for row in results.values() if "device" in row})
+    return (
+        f"Bits per byte on text after {' or '.join(map(str, steps))} steps, at {sizes[0]:,} to {sizes[-1]:,} "
+        f"parameters, on {' and '.join(devices)} (`benchmarks.zoo`): that a model trains, not which one is best."
+    )
 
 
 def components() -> list[dict[str, Any]]:

@@ -32,8 +32,8 @@ def test_every_choice_is_there_with_the_models_that_make_it() -> None:
     assert "hgrn2" in rows["gate", "rising"]  # a gate inside a gate
 
 
-def test_only_components_are_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_choices_are_no_page(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["list", "choices", "--markdown"])
     assert caught.value.code == 2
-    assert "only 'components' is a page" in capsys.readouterr().err
+    assert "only 'models' and 'components' are pages" in capsys.readouterr().err
