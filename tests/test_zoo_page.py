@@ -63,7 +63,7 @@ def test_the_table_fits_the_terminal(
     assert "…" not in found
     for name in NAMES:
         assert name[:21] in found
-    for whole in ("gradient_descent@16", "conjugate_gradient", "complex_decay/value", "2412.06464", "recurrence"):
+    for whole in ("gradient_descent@16", "conjugate_gradient", "complex_decay/value", "2412.06464", "softmax"):
         assert whole in found
 
 
