@@ -17,6 +17,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +25,13 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray.experimental.internal_kv import _internal_kv_get
 
 import archspec
 from archspec import catalog
 from archspec.errors import RunError, UnsupportedError
 from archspec.search.executors import Outcome, Request, Setup
-from archspec.search.executors.remote import Answer, Job, serve, versions
+from archspec.search.executors.remote import Answer, Job, overtime_note, serve, versions
 from archspec.search.resources import Resources
 from archspec.search.rundir import write_atomically
 
@@ -44,7 +46,7 @@ class RayCluster:
     def __init__(self, num_workers: int | None, device: str, setup: Setup) -> None:
         self._limit, self._setup = num_workers, setup
         self._resources = _of_device(setup.resources, device)
-        self._flying: dict[Any, tuple[Request, float]] = {}
+        self._flying: dict[Any, Request] = {}
         self._data: dict[str, Any] = {}
         self._looked, self._slots = -math.inf, 0
         self._results = setup.logs.parent / "results"
@@ -62,6 +64,7 @@ class RayCluster:
             max(1, int(self._resources.cpus)),
             self._resources.memory_fraction,
             setup.evaluation_timeout_s,
+            uuid.uuid4().hex,
         )
         self._task = ray.remote(serve).options(
             num_cpus=self._resources.cpus,
@@ -87,7 +90,7 @@ class RayCluster:
     def submit(self, request: Request) -> None:
         """Give the cluster a task."""
         job = replace(self._job, data=self._files_of(request))
-        self._flying[self._task.remote(dict(request), job)] = (request, time.monotonic())
+        self._flying[self._task.remote(dict(request), job)] = request
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """Return what happened, waiting at most ``timeout_s`` for the first of it.
@@ -105,7 +108,7 @@ class RayCluster:
 
     def cancel(self, key: str) -> None:
         """Stop the evaluation and its worker."""
-        for reference in [ref for ref, (request, _) in self._flying.items() if request["key"] == key]:
+        for reference in [ref for ref, request in self._flying.items() if request["key"] == key]:
             del self._flying[reference]
             ray.cancel(reference, force=True)
 
@@ -115,8 +118,8 @@ class RayCluster:
         ray.shutdown()
 
     def _outcome(self, reference: Any) -> Outcome:
-        request, since = self._flying.pop(reference)
-        key, limit = request["key"], self._setup.evaluation_timeout_s
+        request = self._flying.pop(reference)
+        key = request["key"]
         try:
             answer: Answer = ray.get(reference)
         except exceptions.RuntimeEnvSetupError as error:
@@ -124,8 +127,8 @@ class RayCluster:
         except LOST as error:
             return Outcome(key, "lost", f"its node is gone: {_brief(error)}")
         except exceptions.RayError as error:
-            if limit is not None and time.monotonic() - since >= limit:
-                return Outcome(key, "overtime", f"took longer than {limit:g} s")
+            if _internal_kv_get(overtime_note(self._job.session, key)) is not None:
+                return Outcome(key, "overtime", f"took longer than {self._job.limit_s:g} s")
             return Outcome(key, "died", f"the worker ended: {_brief(error)}")
         if answer.status == "refused":
             raise RunError(f"executor ray: a node cannot take part: {answer.reason}")

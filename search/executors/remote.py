@@ -33,6 +33,7 @@ class Job:
         data: files that requests name, by path at the driver: what fetches the bytes of one.
         memory_fraction: the share of a GPU's memory that this process may take.
         limit_s: longest time for one evaluation.
+        session: names the driver's own notes in the cluster's store.
     """
 
     versions: Mapping[str, str]
@@ -43,6 +44,7 @@ class Job:
     threads: int = 1
     memory_fraction: float | None = None
     limit_s: float | None = None
+    session: str = ""
     data: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
 
 
@@ -68,23 +70,37 @@ def serve(request: Mapping[str, Any], job: Job) -> Answer:
     prepare_device(job.threads, job.memory_fraction)
     load_components(job.modules, job.main)
     request = _localised(request, job)
-    with _limited(job.limit_s):
+    with _limited(job.limit_s, overtime_note(job.session, request["key"])):
         return _evaluated(request, job)
 
 
 @contextmanager
-def _limited(limit_s: float | None) -> Iterator[None]:
-    """End this process when what is done here takes too long: nothing milder stops a kernel."""
+def _limited(limit_s: float | None, note: bytes) -> Iterator[None]:
+    """End this process when what is done here takes too long: nothing milder stops a kernel. A note says why."""
     if limit_s is None:
         yield
         return
-    timer = threading.Timer(limit_s, os._exit, (OVERTIME_EXIT,))
+    timer = threading.Timer(limit_s, _end, (note,))
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def _end(note: bytes) -> None:
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    try:
+        _internal_kv_put(note, b"1")
+    finally:
+        os._exit(OVERTIME_EXIT)
+
+
+def overtime_note(session: str, key: str) -> bytes:
+    """Return the name of the note that an evaluation was stopped for taking too long."""
+    return f"archspec/{session}/{key}/overtime".encode()
 
 
 def versions() -> dict[str, str]:

@@ -188,10 +188,10 @@ def test_data_is_fetched_where_storage_is_not_shared_and_other_versions_are_refu
     for _ in range(2):
         answer = serve(request, job)
         assert answer.status == "done"
-        names = {name for name, _ in answer.files}
-        assert names == {f"{request['key']}.json", f"{request['key']}.safetensors"}
         (written,) = [json.loads(content) for name, content in answer.files if name.endswith(".json")]
         assert written["status"] == "ok", written["reason"]
+        names = {name for name, _ in answer.files}
+        assert names == {f"{request['key']}.json", f"{request['key']}.safetensors"}
     assert len(fetched) <= 1
     refused = serve(request, Job({**versions(), "torch": "0.1"}, "none", ""))
     assert refused.status == "refused"
