@@ -89,21 +89,18 @@ class Driver:
     def execute(self) -> str:
         """Run to the end, or until stopped; return the status: finished, interrupted, timeout or exhausted."""
         self._open_dispatcher()
-        try:
-            with storage_errors():
-                status = self._work()
-        except StoppedEarly as stopped:
-            status = str(stopped)
-        except BaseException:
-            self._log.close()
-            raise
-        finally:
-            self._executor.shutdown()
-            self._opened.close()
-        self._dispatcher.withdraw()
-        conclude(self.run, self._prepared, self._folder, self.emit)
-        self.emit("stopped", reason=status)
-        self._log.close()
+        with self._log:
+            try:
+                with storage_errors():
+                    status = self._work()
+            except StoppedEarly as stopped:
+                status = str(stopped)
+            finally:
+                self._executor.shutdown()
+                self._opened.close()
+            self._dispatcher.withdraw()
+            conclude(self.run, self._prepared, self._folder, self.emit)
+            self.emit("stopped", reason=status)
         return status
 
     def _open_dispatcher(self) -> None:

@@ -81,6 +81,7 @@ def run(
     address: str | None = None,
     storage: str | None = None,
     overrides: Sequence[str] = (),
+    relative_to: Path | None = None,
     command: str = "",
 ) -> SearchResult:
     """Search, or continue a search where it stands.
@@ -99,6 +100,7 @@ def run(
         executor: ``local``, ``inprocess`` or ``ray``; ``address`` of a running Ray cluster, or ``auto``.
         storage: a database's URL for the Optuna study, instead of the journal in the run's folder.
         overrides: texts ``a.b=value`` on the file.
+        relative_to: what the file's paths are relative to; default: its own folder.
         command: what continues this run, for the record.
 
     Raises:
@@ -118,6 +120,7 @@ def run(
         tasks=tasks,
         metrics=metrics,
         changes=changes,
+        folder=relative_to,
     )
     settings = search.settings
     path = Path(run_dir) if run_dir is not None else Path(runs_dir) / settings.study

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from archspec.errors import RunError
 
@@ -33,36 +34,57 @@ def parse_events(text: bytes, path: Path, first_line: int = 1) -> Iterator[Event
 
 
 def _parsed(lines: Iterable[bytes], path: Path, first_line: int) -> Iterator[Event]:
-    for number, line in enumerate(lines, first_line):
+    numbered = iter(enumerate(lines, first_line))
+    for number, line in numbered:
         if not line.endswith(b"\n"):
             return
-        try:
-            event = json.loads(line)
-        except ValueError:
-            raise RunError(f"{path}:{number}: not an event; the log was edited or damaged") from None
-        if not isinstance(event, dict) or "event" not in event:
+        event = _event(line)
+        if event is None or "event" not in event:
+            if not any(later.endswith(b"\n") for _, later in numbered):
+                return  # the last whole line: what a crash left, which the next driver cuts off
             raise RunError(f"{path}:{number}: not an event; the log was edited or damaged")
         yield event
 
 
+def _event(line: bytes) -> Event | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def trim_torn_line(path: Path) -> int:
-    """Cut what a killed writer left after the last whole line; return how many bytes were cut."""
+    """Cut what a crash left after the last whole line of JSON, one line of garbage included.
+
+    Returns:
+        How many bytes were cut.
+    """
     if not path.is_file():
         return 0
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
-        end, block = size, 1 << 16
-        while end > 0:
-            start = max(0, end - block)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
+        end = _line_start(file, size)
+        before = _line_start(file, max(0, end - 1))
+        file.seek(before)
+        if _event(file.read(end - before)) is None:
+            end = before
         if end < size:
             file.truncate(end)
         return size - end
+
+
+def _line_start(file: IO[bytes], end: int) -> int:
+    """Return where the text after the last newline before ``end`` begins."""
+    block = 1 << 16
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 class EventLog:
@@ -70,13 +92,27 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         trim_torn_line(path)
-        self._file = path.open("ab")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
 
     def append(self, event: str, **fields: Any) -> Event:
-        """Write one event and hand it to the operating system; return it with its time (seconds, UTC epoch)."""
+        """Write one event and hand it to the operating system; return it with its time (seconds, UTC epoch).
+
+        Raises:
+            RunError: when the disk does not take it; the log then ends with the event before.
+        """
         entry: Event = {"event": event, "time": round(time.time(), 3), **fields}
-        self._file.write(json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), size)
+            raise RunError(
+                f"{self._path}: cannot be written ({error.strerror}); "
+                "free the disk, then continue with the same command"
+            ) from error
         return entry
 
     def close(self) -> None:

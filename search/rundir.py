@@ -117,6 +117,7 @@ def environment(search: SearchFile) -> dict[str, Any]:
         "cores": available_cores(),
         "host": socket.gethostname(),
         "device": search.settings.device,
+        "search_folder": str(search.folder.resolve()),
     }
     if search.settings.device.startswith("cuda") and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -77,6 +77,7 @@ def load_search_file(
     tasks: Mapping[str, Task] | None = None,
     metrics: Sequence[Metric] | None = None,
     changes: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
 ) -> SearchFile:
     """Return the checked search file.
 
@@ -85,15 +86,16 @@ def load_search_file(
         overrides: ``a.b=c`` texts, c in YAML.
         tasks: replace the file's tasks; ``metrics`` those of its training-free rungs.
         changes: top-level keys to set, None left out (the command line's flags).
+        folder: what paths in it are relative to; default: the file's folder, or the working directory.
 
     Raises:
         SpecError: with every problem found, with file, line and document path.
     """
     if isinstance(source, Mapping):
-        document, folder, name = loading.located(source, "<mapping>"), Path.cwd(), "<mapping>"
+        document, beside, name = loading.located(source, "<mapping>"), Path.cwd(), "<mapping>"
     else:
         path = find_search(str(source))
-        document, folder, name = loading.read(path), path.parent, str(source)
+        document, beside, name = loading.read(path), path.parent, str(source)
         if "study" not in document:
             document.put("study", path.stem, (str(source), 0))
     for text in overrides:
@@ -101,7 +103,7 @@ def load_search_file(
     for key, value in (changes or {}).items():
         if value is not None:
             document.put(key, loading.located(value, "<option>"), ("<option>", 0))
-    return _checked(document, folder, name, tasks, metrics)
+    return _checked(document, folder or beside, name, tasks, metrics)
 
 
 def find_search(name: str) -> Path:

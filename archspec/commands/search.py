@@ -20,11 +20,9 @@ def register(verbs: Any) -> None:
     """Add the verb to the command line."""
     parser = verbs.add_parser("search", help="search a space of specs", description=__doc__)
     parser.add_argument("file", metavar="FILE", help="a search file, or a shipped search's name")
-    parser.add_argument("--trials", type=_positive, metavar="N", help="distinct feasible candidates in all")
+    parser.add_argument("--trials", type=positive, metavar="N", help="distinct feasible candidates in all")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds until the search stops, to be continued")
-    parser.add_argument(
-        "--workers", type=_positive, metavar="N", help="worker processes (default: one per core or GPU)"
-    )
+    parser.add_argument("--workers", type=positive, metavar="N", help="worker processes (default: one per core or GPU)")
     parser.add_argument("--device", help="cpu, cuda, or one GPU: cuda:1")
     parser.add_argument("--seed", type=int, help="replaces the file's seed")
     parser.add_argument("--study", metavar="NAME", help="replaces the file's study: the name of the run's folder")
@@ -71,9 +69,14 @@ def run(args: argparse.Namespace) -> int:
             on_start=progress.attach,
             command=_command(args),
         )
-    _show(result, args.json)
+    return finish(result, _command(args), as_json=args.json)
+
+
+def finish(result: Any, command: str, *, as_json: bool) -> int:
+    """Show what a search found; return the exit code."""
+    _show(result, as_json)
     if result.status == "interrupted":
-        print(f"interrupted; continue with: {_command(args)}", file=sys.stderr)
+        print(f"interrupted; continue with: {command}", file=sys.stderr)
         return EXIT_INTERRUPTED
     if not result.feasible:
         reasons = "; ".join(f"{rule} ({count})" for rule, count in result.run.counts.rejected.items())
@@ -152,7 +155,8 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {text}; required: a whole number of at least 1")

@@ -118,8 +118,8 @@ def test_a_damaged_log_is_named_by_line_index_or_not(make_run: MakeRun) -> None:
     folder = make_run(40)
     load_run(folder)
     with (folder / EVENTS).open("ab") as file:
-        file.write(b"garbage\n")
-    lines = (folder / EVENTS).read_bytes().count(b"\n")
+        file.write(b'garbage\n{"event":"later"}\n')
+    lines = (folder / EVENTS).read_bytes().count(b"\n") - 1
     with pytest.raises(RunError, match=rf"events\.jsonl:{lines}: not an event; the log was edited or damaged"):
         load_run(folder)
     (folder / EVENTS).write_bytes(
