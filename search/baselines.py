@@ -17,6 +17,7 @@ from archspec.yamltext import LocatedMap
 TOLERANCE = 0.05
 GRID = 1.25  # ratio of the widths first tried; the best one's neighbourhood is then tried at every multiple of STEP
 STEP = 4
+NEIGHBOURS = 3  # widths whose feed-forwards are tried when no width alone comes near
 WIDEST = 65536
 SCALED = ("key_dim", "value_dim", "dim")
 
@@ -104,20 +105,35 @@ def resized(document: LocatedMap, target: int, vocab_size: int) -> tuple[Located
     if not sizes:
         raise RunError(f"baseline {spec.name}: no width up to {WIDEST} is legal; give it as 'resize: false'")
     near = min(sizes, key=lambda width: abs(sizes[width] - target))
-    for other in range(round(near / GRID / STEP) * STEP, round(near * GRID / STEP) * STEP + 1, STEP):
-        if other > 0:
-            size(other)
-    best = min(sizes, key=lambda width: (abs(sizes[width] - target), width))
-    made = at_width(document, spec.model_dim, best)
-    note = f"model_dim {spec.model_dim} -> {best}"
-    if _missed(sizes[best], target) > TOLERANCE:
+    # Up to the legal widths on either side: heads that are counted make most widths illegal.
+    below = max((width for width in sizes if width < near), default=round(near / GRID / STEP) * STEP)
+    above = min((width for width in sizes if width > near), default=round(near * GRID / STEP) * STEP)
+    for other in range(max(below, STEP), above + 1, STEP):
+        size(other)
+    tried = [
+        _nearest(document, spec.model_dim, width, target, vocab_size)
+        for width in sorted(sizes, key=lambda width: (_missed(sizes[width], target), width))[:NEIGHBOURS]
+    ]
+    # A width alone that is near enough keeps the feed-forward's shape.
+    alone = [entry for entry in tried[:1] if _missed(sizes[entry[2]], target) <= TOLERANCE]
+    made, reached, _, note = min(alone or tried, key=lambda entry: _missed(entry[1], target))
+    missed = _missed(reached, target)
+    note = f"{note} for {target:,} non-embedding parameters: {reached:,}"
+    return made, note if missed <= TOLERANCE else f"{note}, {missed:.0%} off, no width is closer"
+
+
+def _nearest(
+    document: LocatedMap, model_dim: int, width: int, target: int, vocab_size: int
+) -> tuple[LocatedMap, int, int, str]:
+    """Return the document at a width, its size, the width and a note; feed-forwards make up for what is missed."""
+    made, note = at_width(document, model_dim, width), f"model_dim {model_dim} -> {width}"
+    size = _size(made, vocab_size) or 0
+    if _missed(size, target) > TOLERANCE:
         factor = closest(lambda factor: _size(_at_expansion(made, factor), vocab_size) or 0.0, 1.0, target, factor=2.0)
         reached = _size(_at_expansion(made, factor), vocab_size)
-        if reached is not None and _missed(reached, target) < _missed(sizes[best], target):
-            made, sizes[best], note = _at_expansion(made, factor), reached, f"{note}, feed-forward x {factor:g}"
-    missed = _missed(sizes[best], target)
-    note = f"{note} for {target:,} non-embedding parameters: {sizes[best]:,}"
-    return made, note if missed <= TOLERANCE else f"{note}, {missed:.0%} off, no width is closer"
+        if reached is not None and _missed(reached, target) < _missed(size, target):
+            return _at_expansion(made, factor), reached, width, f"{note}, feed-forward x {factor:g}"
+    return made, size, width, note
 
 
 def at_width(document: LocatedMap, model_dim: int, width: int) -> LocatedMap:
@@ -163,6 +179,9 @@ def _at_expansion(document: LocatedMap, factor: float) -> LocatedMap:
 
 def _scaled(data: Any, scale: float, key: str = "") -> Any:
     if isinstance(data, Mapping):
+        if data.get("value_dim") == 1 and isinstance(data.get("num_heads"), int):
+            # A head is a channel of the model, its key a state that does not follow the width.
+            return {**data, "num_heads": _multiple(data["num_heads"] * scale, STEP)}
         if key == "feed_forward" and isinstance(data.get("multiple_of"), int) and data["multiple_of"] > 1:
             data = {**data, "multiple_of": min(data["multiple_of"], _multiple(data["multiple_of"] * scale, 2 * STEP))}
         return {name: _scaled(value, scale, name) for name, value in data.items()}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from archspec import complexity, loading
+from archspec.search.baselines import resized
 from benchmarks import zoo
 
 QUICK = ["--steps", "2", "--batch-size", "2", "--length", "16", "--parameters", "20000", "--test-tokens", "64"]
@@ -48,3 +50,11 @@ def test_divergence_is_a_result_and_an_exit_code(tmp_path: Path) -> None:
     assert zoo.main([*arguments, "--steps", "20"]) == 1
     assert "training diverged at step" in json.loads(output.read_text())["models"]["linear_attention"]["diverged"]
     assert "| diverged |" in output.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("name", ["s4d", "atlas", "rwkv7"])
+def test_models_of_one_channel_a_head_and_of_many_heads_reach_the_size(name: str) -> None:
+    path = loading.find(name, Path())
+    document, _ = resized(loading.resolve(loading.read(path), path.parent), 300_000, 256)
+    found = complexity.predict(loading.validate(document), 256).non_embedding_parameters
+    assert abs(found - 300_000) <= 0.05 * 300_000
