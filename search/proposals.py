@@ -7,6 +7,7 @@ In this order, the first that applies:
              by the first change of ``NEIGHBOURS`` that breaks nothing, else the one that breaks least
     unseen   nearly all has been seen (``ENUMERATE_AFTER`` known points in a row, or ``REDRAWS`` draws within one
              proposal): the points that are left, in turn, from then on
+             (until the space grows)
     chance   the sampler is stuck (``RANDOM_AFTER`` known points in a row), or is ``random``: uniform
     sampler  the sampler's own proposal
 
@@ -161,8 +162,8 @@ class Proposer:
     def _how(self, number: int) -> How:
         if number < len(self._known):
             return "known"
-        if self._last_how == "unseen":
-            return "unseen"
+        if self._last_how == "unseen" and 2 * len(self._seen) >= self._space.size.settings:
+            return "unseen"  # unless the space has grown since
         if self._misses and not self._misses[-1].is_old and len(self._chain()) <= self._settings.repair:
             return "repair"
         repeats = self._repeats()

@@ -88,6 +88,7 @@ class Run:
         rungs: the ladder, [{rung, tokens, promote}].
         begun: [trial, rung] for every rung that a candidate came to, in order.
         completions: [trial, rung, 1], or [trial, rung, 0] for a failure, in the order in which rungs were finished.
+        space_size: number of settings and of parameters, as it stands; see ``space.Size``.
         reused: evaluations taken from a shared cache.
         soft_constraints: metric -> {min, max}.
         redraws: points drawn again at once because they were known, beside those rejected as duplicates.
@@ -118,6 +119,7 @@ class Run:
     exhausted: set[int] = field(default_factory=set)
     redraws: int = 0
     reused: int = 0
+    space_size: dict[str, int] = field(default_factory=dict)
     soft_constraints: dict[str, dict[str, float | None]] = field(default_factory=dict)
     begun: list[list[int]] = field(default_factory=list)
     completions: list[list[int]] = field(default_factory=list)
@@ -206,6 +208,14 @@ class Run:
         self.objectives = [Objective.from_dict(item) for item in event["objectives"]]
         self.tasks, self.metrics, self.rungs = event["tasks"], event["metrics"], event["rungs"]
         self.soft_constraints = event.get("soft_constraints", {})
+        self.space_size = event.get("space", {})
+
+    def _on_grown(self, event: Event) -> None:
+        self.space_size = event["space"]
+        for index in self.exhausted:  # there is more to draw: the round counts for what it found
+            members = [trial for trial in self.trials.values() if trial.round == index and trial.state != "rejected"]
+            self.round_sizes[index] = len(members)
+        self.exhausted.clear()
 
     def _on_started(self, event: Event) -> None:
         self.status = "running"

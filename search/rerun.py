@@ -53,7 +53,10 @@ def replay_run(folder: Path) -> Replay:
     if not (folder / EVENTS).is_file() or not (folder / SEARCH).is_file():
         raise RunError(f"{folder}: no run here ({EVENTS} or {SEARCH} is missing)")
     search = load_search_file(folder / SEARCH, overrides=["storage=null", "cache=null"])
-    log = [event for event in read_events(folder / EVENTS) if event["event"] in DECISIONS]
+    events = list(read_events(folder / EVENTS))
+    if any(event["event"] == "grown" for event in events):
+        raise RunError(f"{folder}: the space grew during this run; required: a run of one search file")
+    log = [event for event in events if event["event"] in DECISIONS]
     with TemporaryDirectory() as temporary:
         shared = folder.parent / ".cache"
         if shared.is_dir():  # frozen corpora are read, not built again

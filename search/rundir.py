@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 
 from archspec import __version__
 from archspec.errors import RunError
+from archspec.search.growth import GROWING, NotGrowth, additions
 from archspec.search.report.spectext import spec_text
 from archspec.search.searchfile import SearchFile, differences, plain
 from archspec.yamltext import parse
@@ -94,14 +95,28 @@ class RunFolder:
             write_atomically(path, lambda file: file.write(spec_text(search.document).encode()))
             return
         frozen = plain(parse(path.read_bytes(), str(path)))
-        changed = list(differences(frozen, json.loads(json.dumps(search.document))))
-        if changed:
+        document = json.loads(json.dumps(search.document))
+        changed = list(differences(frozen, document))
+        if changed and self._has_grown(frozen, document):
+            before = sum(1 for _ in self.path.glob("search-*.yaml")) + 1
+            write_atomically(self.path / f"search-{before}.yaml", lambda file: file.write(spec_text(frozen).encode()))
+            write_atomically(path, lambda file: file.write(spec_text(search.document).encode()))
+        elif changed:
             shown = "\n  ".join(changed[:10]) + (f"\n  and {len(changed) - 10} more" if len(changed) > 10 else "")
             raise RunError(
                 f"{self.path}: this run was started from another search file:\n  {shown}\n"
                 "A run keeps its file, so that its trials can be compared. Give the changed one a new name "
-                f"(--study {search.settings.study}-2, or 'study:' in the file), or undo the changes to continue."
+                f"(--study {search.settings.study}-2, or 'study:' in the file), or undo the changes to continue. "
+                "A space may grow: options after those of a choice, a wider range."
             )
+
+    def _has_grown(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+        """Say whether a file differs from another only in that its space is larger."""
+        old, new = ({key: value for key, value in each.items() if key not in GROWING} for each in (before, after))
+        try:
+            return not list(differences(old, new)) and bool(additions(before, after))
+        except NotGrowth:
+            return False
 
 
 def environment(search: SearchFile) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class SearchStudy:
         else:
             self._study, self._lock = open_database(url, name, directions, identity)
         distributions = {name: distribution(values) for name, values in (parameters or {}).items()}
+        self._study = _grown(self._study, distributions)
         self._sampler = _Seeded(sampler, seed, distributions)
 
     def close(self) -> None:
@@ -246,6 +247,48 @@ class _Sequence(QMCSampler):
 
     def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
         return self._number
+
+
+def _grown(study: Study, distributions: Mapping[str, BaseDistribution]) -> Study:
+    """Return the study in which these distributions can be drawn from: this one, or the copy for a space that grew.
+
+    Optuna keeps a parameter's values fixed within a study. So a space that grew continues in another study of the same
+    storage, ``<name> (grown 1)``, which holds every trial so far under the wider distributions. A copy that a kill cut
+    short is completed.
+    """
+    storage, name, generation = study._storage, study.study_name, 0
+    names = set(optuna.get_all_study_names(storage))
+    while f"{name} (grown {generation + 1})" in names or not _fits(study, distributions):
+        generation += 1
+        grown = optuna.create_study(
+            storage=storage,
+            study_name=f"{name} (grown {generation})",
+            directions=study.directions,
+            load_if_exists=True,
+        )
+        done = len(grown.get_trials(deepcopy=False))
+        for trial in study.get_trials(deepcopy=False)[done:]:
+            wider = {each: distributions.get(each, old) for each, old in trial.distributions.items()}
+            grown.add_trial(
+                create_trial(
+                    state=trial.state,
+                    values=trial.values,
+                    params=trial.params,
+                    distributions=wider,
+                    user_attrs=trial.user_attrs,
+                    system_attrs=trial.system_attrs,
+                )
+            )
+        study = grown
+    return study
+
+
+def _fits(study: Study, distributions: Mapping[str, BaseDistribution]) -> bool:
+    """Say whether no trial was drawn from other distributions than these."""
+    found: dict[str, BaseDistribution] = {}
+    for trial in study.get_trials(deepcopy=False):
+        found.update(trial.distributions)
+    return all(distributions.get(name, known) == known for name, known in found.items())
 
 
 def distribution(values: Values) -> BaseDistribution:
