@@ -204,6 +204,8 @@ class Gate(Source, family="gate", noun="gate"):
     Attributes:
         across_layers: whether ``value`` needs the parameter ``row`` of the same gate in all layers: known as ``rows``
             [L, H, 1 or K, 1 or V], with ``layer``, the index of the gate's own.
+        starts_at_zero: whether the value is exactly zero in some layer, so that its logarithm does not exist.
+        factors: fields with gates that the value is the product of.
         keeps: name of the tensor [B, 1, H, 1 or K, 1 or V] that ``accumulated`` passes on between tokens; None when
             a token's value depends on no other token.
     """
@@ -214,6 +216,8 @@ class Gate(Source, family="gate", noun="gate"):
     has_source: ClassVar[bool] = True
     across_layers: ClassVar[bool] = False
     keeps: ClassVar[str | None] = None
+    starts_at_zero: ClassVar[bool] = False
+    factors: ClassVar[tuple[str, ...]] = ()
     sums_channels: ClassVar[bool] = False  # the value is a sum over channels: one number a head
     bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 

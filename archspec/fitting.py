@@ -153,6 +153,8 @@ def _blend(mixer: MemoryMixer, projection: Projection, name: str, dims: HeadDims
     if varies not in ("head", own):
         message = f"a {name} has {own} channels; found per {varies}: use head or {own}."
         yield (name, "blend", "gate"), message
+    if any(part.keeps is not None for part in (gate, *(inner for _, inner in nested_gates(gate)))):
+        yield (name, "blend", "gate"), "a gate by all tokens so far is a decay: write it as the retention's gate."
     if gate.all_needs():
         yield (name, "blend", "gate"), f"{gate.kind} is derived from what comes after the projections; use sigmoid."
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from archspec import fitting
 from archspec.composition import Finding, Mixer, Path
 from archspec.errors import nearest
-from archspec.families import Gate, Norm, Per, Source
+from archspec.families import Gate, Norm, Per, Source, gates_of
 from archspec.rule import granularity
 from archspec.schema import Cycle, Layout, Loop, MemoryMixer, Spec
 from archspec.shapes import HeadDims
@@ -269,10 +269,17 @@ def _gate_ranges(context: Context) -> Iterator[Finding]:
             yield where, f"keeps a fraction in [0, 1], and {gate.kind} ranges over [{low:g}, {high:g}]; use sigmoid."
         if gate.keeps is not None and path != "retention.gate":
             yield where, f"{gate.kind} is a decay, by all tokens so far: write it as the retention's gate."
-        if path == "retention.gate" and high <= 0 <= low:
+        if path == "retention.gate" and (high <= 0 <= low or _starts_at_zero(context.mixer, gate)):
             yield where, "a decay of 0 keeps nothing, and its logarithm does not exist; use a positive fraction."
         if (path in NON_NEGATIVE or path.endswith(".step")) and low < 0:
             yield where, f"must not be negative, and {gate.kind} ranges over [{low:g}, {high:g}]; use softplus."
+
+
+def _starts_at_zero(mixer: MemoryMixer, gate: Gate) -> bool:
+    """Whether a gate is exactly zero in its first layer, by itself or by a factor or name of it."""
+    inner = [part for name, part in gates_of(gate) if name in gate.factors]
+    named = [mixer.gates[need.removeprefix("gates.")] for need in gate.needs() if need.startswith("gates.")]
+    return gate.starts_at_zero or any(_starts_at_zero(mixer, part) for part in (*inner, *named))
 
 
 def _bias_gates(context: Context) -> Iterator[Finding]:

@@ -45,6 +45,7 @@ SMALL: Mapping[str, tuple[Any, ...]] = {
     "num_heads": (2,),
     "max_length": (32,),
     "name": ("shared",),
+    "ridge": (0.5, 1.0, {"kind": "sigmoid", "floor": 0.5}),  # near zero the system that is solved is singular
     "order": (["norm", "skip", "gate"], ["skip", "norm", "gate"], ["gate", "norm", "skip"], ["norm", "gate", "skip"]),
 }
 """Sizes that keep a test short, by key. The order of read-out stages is the one list that is a permutation."""

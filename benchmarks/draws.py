@@ -16,13 +16,15 @@ import argparse
 import io
 import json
 import math
+import multiprocessing
 import random
 import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ from archspec.rule import Rule
 from archspec.schema import MemoryMixer, Spec
 from benchmarks.drawing import Drawer
 
+RICHNESS = 0.25
+STRETCH = 25
 LENGTH, SPLIT, VOCABULARY = 7, 3, 5
 # fp64 and seven tokens: forms differ in the order of sums, which roots, links and iterative solvers magnify.
 TOLERANCE = 1e-7
@@ -121,7 +125,7 @@ def _linked(model: SequenceModel, state: State) -> Iterator[torch.Tensor]:
     yield from state.tensors.values()
     for mixer in model.memory_mixers():
         for name, tensor in state.tensors.items():
-            if name.startswith(f"{mixer.path}.dual."):
+            if f"{mixer.path}.dual." in name:
                 yield mixer.rule.retention.link(tensor)
 
 
@@ -178,6 +182,15 @@ class Tally:
     failures: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     diverging: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
+    def merge(self, other: Tally) -> None:
+        """Count another tally's draws as well."""
+        for one in fields(self):
+            mine, more = getattr(self, one.name), getattr(other, one.name)
+            if isinstance(mine, Counter):
+                mine.update(more)
+            else:
+                setattr(self, one.name, mine + more)
+
     def add(self, document: dict[str, Any]) -> None:
         """Load a document, and check it when it is legal."""
         self.drawn += 1
@@ -230,11 +243,26 @@ def _sentence(problem: str) -> str:
     return re.sub(r"\d+", "N", problem.partition(": ")[2])[:110]
 
 
-def run(draws: int, seed: int, richness: float = 0.25, *, conditional: bool = True) -> Tally:
+def run(draws: int, seed: int | str, richness: float = RICHNESS, *, conditional: bool = True) -> Tally:
     """Draw and check a number of documents."""
     drawer, tally = Drawer(random.Random(seed), richness, conditional=conditional), Tally()
     for _ in range(draws):
         tally.add(drawer.draw())
+    return tally
+
+
+def run_all(draws: int, seed: int, jobs: int, richness: float = RICHNESS, *, conditional: bool = True) -> Tally:
+    """Draw in stretches with seeds of their own, so that the result does not depend on the number of processes."""
+    sizes = [min(STRETCH, draws - start) for start in range(0, draws, STRETCH)]
+    tally = Tally()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        stretches = [
+            pool.submit(run, size, f"{seed}/{index}", richness, conditional=conditional)
+            for index, size in enumerate(sizes)
+        ]
+        for stretch in stretches:
+            tally.merge(stretch.result())
     return tally
 
 
@@ -284,13 +312,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.draws", description=__doc__)
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--richness", type=float, default=0.25, help="how likely an optional key is written")
+    parser.add_argument("--jobs", type=int, default=1, help="processes; the result does not depend on it")
+    parser.add_argument("--richness", type=float, default=RICHNESS, help="how likely an optional key is written")
     parser.add_argument("--blind", action="store_true", help="draw from the JSON Schema alone, without conditions")
     parser.add_argument("--output", type=Path, help="write the report here as well")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     start = time.perf_counter()
-    tally = run(args.draws, args.seed, args.richness, conditional=not args.blind)
+    tally = run_all(args.draws, args.seed, args.jobs, args.richness, conditional=not args.blind)
     text = report(tally, args.seed, time.perf_counter() - start)
     print(text)
     if args.output is not None:

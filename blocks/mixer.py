@@ -288,7 +288,9 @@ class MemoryMixerModule(Declared):
                     known[path] = module(streams, carry, known, aspect="token_step")
                 else:
                     value = module(streams, carry, known, aspect="log_value" if path == "retention.gate" else "value")
-                    owned = path.startswith("retention.")
+                    # What is derived from a decay that is laid out already has all channels.
+                    whole = value.shape[-2] in (1, self.dims.key_dim) and value.shape[-1] in (1, self.dims.value_dim)
+                    owned = path.startswith("retention.") and not whole
                     known[path] = self.rule.retention.laid_out(value) if owned else value
             return known[path]
 

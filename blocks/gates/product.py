@@ -22,6 +22,7 @@ class Product(Gate, kind="product"):
     second: Gate
 
     has_source: ClassVar[bool] = False
+    factors: ClassVar[tuple[str, ...]] = ("first", "second")
 
     @property
     def granularity(self) -> Per:

@@ -27,6 +27,7 @@ class Rising(Gate, kind="rising"):
 
     has_source: ClassVar[bool] = False
     across_layers: ClassVar[bool] = True
+    starts_at_zero: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     @model_validator(mode="after")
