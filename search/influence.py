@@ -26,7 +26,7 @@ from archspec.search.names import Objective
 from archspec.search.records import Run
 from archspec.search.trial import Trial
 
-Verdict = Literal["matters", "not enough evidence"]
+Verdict = Literal["matters", "not enough evidence", "always the same"]
 QUARTERS = 4
 PERMUTATIONS = 1999
 MANY_TRIALS = 500  # beyond, H follows chi-squared closely, and shuffling is slow
@@ -124,7 +124,8 @@ def _influence(name: str, known: Sequence[tuple[Trial, float]], num_looks: int, 
         means.setdefault(group, []).append(rank)
     best = min(means, key=lambda group: (sum(means[group]) / len(means[group]), group)) if share is not None else None
     told = None if best is None else (best.rpartition(":")[2], len(means[best]))
-    return Influence(name, len(rows), len(means), share, p, told, other, verdict(p, len(rows), num_looks))
+    said: Verdict = verdict(p, len(rows), num_looks) if len(means) > 1 else "always the same"
+    return Influence(name, len(rows), len(means), share, p, told, other, said)
 
 
 def _grouped(values: Sequence[Any]) -> list[str]:

@@ -70,7 +70,8 @@ function drawCurves(trial) {
   ]).filter(Boolean);
   return charts.length ? [el("h3", {}, "Training"), el("div", { class: "charts" }, charts)] : [];
 }
-function drawChart(points, title, unit = " tokens", last = (value) => format(value, "count")) {
+const tokens = (value) => `${format(value, "count")} tokens`;
+function drawChart(points, title, along = tokens, up = significant) {
   points = points.filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y));
   if (!points.length) return null;
   const [width, height, left, right, top, bottom] = [240, 120, 34, 234, 12, 98];
@@ -82,13 +83,13 @@ function drawChart(points, title, unit = " tokens", last = (value) => format(val
   const at = points.map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`);
   const [endX, endY] = points[points.length - 1];
   const clear = y(endY) < top + 16 ? y(endY) + 16 : y(endY) - 8;
-  const label = `${title}: ${significant(points[0][1])} at the start, ${significant(endY)} at ${last(endX)}${unit}`;
+  const label = `${title}: ${up(points[0][1])} at the start, ${up(endY)} at ${along(endX)}`;
   return el("figure", { class: "chart" }, el("figcaption", {}, title), svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     svg("g", { class: "grid" }, [low, high].map((value) => svg("line", { x1: left, x2: right, y1: y(value), y2: y(value) }))),
-    [low, high].map((value) => svg("text", { x: left - 5, y: y(value) + 4, "text-anchor": "end" }, significant(value, 2))),
-    svg("text", { x: right, y: bottom + 16, "text-anchor": "end" }, `${last(endX)}${unit}`), svg("text", { x: left, y: bottom + 16 }, "0"),
+    [low, high].map((value) => svg("text", { x: left - 5, y: y(value) + 4, "text-anchor": "end" }, up(value, 2))),
+    svg("text", { x: right, y: bottom + 16, "text-anchor": "end" }, along(endX)), svg("text", { x: left, y: bottom + 16 }, "0"),
     svg("path", { class: "curve", d: "M" + at.join("L") }), svg("circle", { class: "dot", cx: x(endX), cy: y(endY), r: 2.8 }),
-    svg("text", { class: "value", x: right, y: clear, "text-anchor": "end" }, significant(endY))));
+    svg("text", { class: "value", x: right, y: clear, "text-anchor": "end" }, up(endY))));
 }
 
 function drawCost(trial) {

@@ -42,10 +42,12 @@ function facts(entries) {
 const stepped = (points) => points.flatMap(([x, y], at) => (at ? [[x, points[at - 1][1]], [x, y]] : [[x, y]]));
 function growth() {
   if (data.history.length < 2) return null;
-  const timed = data.history.filter(([, seconds]) => seconds !== null).map(([, seconds, volume]) => [seconds / 3600, volume]);
+  const timed = data.history.filter(([, seconds]) => seconds !== null).map(([, seconds, volume]) => [seconds, volume]);
+  const short = (value) => (Math.abs(value) >= 1000 ? format(value, "count") : significant(value));
+  const time = (seconds) => (seconds >= 7200 ? `${significant(seconds / 3600)} h` : seconds >= 120 ? `${significant(seconds / 60)} min` : `${significant(seconds)} s`);
   return el("div", { class: "charts", id: "growth" },
-    drawChart(stepped(data.history.map(([count, , volume]) => [count, volume])), "Hypervolume over trials", " trials"),
-    drawChart(stepped(timed), "Hypervolume over time", " h", (hours) => significant(hours)));
+    drawChart(stepped(data.history.map(([count, , volume]) => [count, volume])), "Hypervolume over trials", (count) => `${count} trials`, short),
+    drawChart(stepped(timed), "Hypervolume over time", time, short));
 }
 function buildAnalysis() {
   const card = document.getElementById("analysis");

@@ -186,6 +186,18 @@ def test_a_point_can_be_clicked_and_shows_its_spec(page: Page, make_run: MakeRun
     assert page.complaints() == []
 
 
+def test_the_page_shows_growth_and_maps_of_choices(page: Page, make_run: MakeRun) -> None:
+    page.open(write_report(make_run(150)))
+    assert page.evaluate("document.querySelectorAll('#growth .chart .curve').length") == 2
+    assert "32 trials" in page.evaluate("document.querySelector('#growth').textContent")
+    assert page.evaluate("document.querySelectorAll('#analysis .heatmap').length") == 4  # two maps of two scores
+    shade = "getComputedStyle(document.querySelector('#analysis .heat-{level}')).backgroundColor"
+    assert page.evaluate(shade.format(level=4)) != page.evaluate(shade.format(level=0))
+    assert "not enough evidence" in page.evaluate("document.querySelector('#analysis').textContent")
+    assert "provisional: no member is re-scored" in page.evaluate("document.querySelector('#run').textContent")
+    assert page.complaints() == []
+
+
 def test_a_hostile_name_does_no_harm(page: Page, make_run: MakeRun) -> None:
     hostile = {1: HOSTILE, 5: "</script><script>window.harmed = 'data'</script>", 0: "<!--<script>", 15: "@@SCRIPT@@"}
     page.open(write_report(make_run(20, names=hostile)))
