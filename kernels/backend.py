@@ -30,8 +30,9 @@ TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def resolve_backend(
-    op: str, backend: str, x: Tensor, dims: Mapping[str, int] | None = None, *, has_triton: bool = True
-) -> Form:
+    op: str, backend: str, x: Tensor, dims: Mapping[str, int] | None = None, unserved: str | None = None,
+    *, has_triton: bool = True,
+) -> Form:  # fmt: skip
     """Return the form that serves this call: ``triton``, ``chunked`` or ``reference``.
 
     Args:
@@ -39,6 +40,7 @@ def resolve_backend(
         backend: what the user asked for.
         x: one of the inputs; its device and dtype decide.
         dims: named head dims that the Triton kernel limits, such as ``{"key_dim": 128, "value_dim": 64}``.
+        unserved: what this call asks for that the Triton kernel does not serve, such as ``"order='together'"``.
         has_triton: whether this op has a Triton kernel at all.
 
     Raises:
@@ -48,7 +50,7 @@ def resolve_backend(
         return backend  # type: ignore[return-value]
     if backend not in get_args(Backend):
         raise UnsupportedError(f"{op}: {unknown('backend', backend, get_args(Backend))}")
-    refusal = _triton_refusal(x, dims or {}, has_triton)
+    refusal = _triton_refusal(x, dims or {}, unserved, has_triton)
     if refusal is None:
         return "triton"
     if backend == "triton":
@@ -56,10 +58,12 @@ def resolve_backend(
     return "chunked"
 
 
-def _triton_refusal(x: Tensor, dims: Mapping[str, int], has_triton: bool) -> str | None:
+def _triton_refusal(x: Tensor, dims: Mapping[str, int], unserved: str | None, has_triton: bool) -> str | None:
     """Return why Triton cannot serve these tensors, as a sentence with its remedy, or None when it can."""
     if not has_triton:
         return "has no Triton kernel; use backend='chunked'."
+    if unserved is not None:
+        return f"the Triton kernel does not serve {unserved}; use backend='chunked' or leave it out."
     if not HAS_TRITON:
         return "Triton is not installed; use backend='chunked' or install triton>=3.6."
     if x.device.type != "cuda" and not INTERPRETED:

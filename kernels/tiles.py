@@ -114,3 +114,12 @@ def pair_decay(sums, REVERSE: tl.constexpr, C: tl.constexpr):
     if REVERSE:
         return tl.exp2(tl.where(rows <= cols, sums[None, :] - sums[:, None], float("-inf")))
     return tl.exp2(tl.where(rows >= cols, sums[:, None] - sums[None, :], float("-inf")))
+
+
+@triton.jit
+def level_pairs(WIDTH: tl.constexpr, C: tl.constexpr):
+    """Pairs (late row, early column) that the middle of a block of 2 * WIDTH separates [C, C]."""
+    rows = tl.arange(0, C)
+    late = (rows // WIDTH) % 2 == 1
+    same = (rows[:, None] // (2 * WIDTH)) == (rows[None, :] // (2 * WIDTH))
+    return late[:, None] & (~late)[None, :] & same

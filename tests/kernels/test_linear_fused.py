@@ -5,15 +5,16 @@ bf16 stays on the card: bf16 products are wrong under Triton's interpreter.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from archspec.kernels import linear_attention, linear_attention_step
+
+Errors = Callable[..., dict[str, float]]
 
 # RMS of the error over RMS of the exact result. Rounding of inputs is not counted (the exact result starts from the
 # rounded inputs). bf16 has 8 bits: one rounding of a factor, of the scores and of the result give about 0.002
@@ -45,41 +46,6 @@ def make(
     return inputs
 
 
-def errors(inputs: dict[str, Tensor], cu_seqlens: Sequence[int] | None = None) -> dict[str, float]:
-    """RMS ratio of every output and gradient of the Triton form, against the chunkwise form in fp64.
-
-    Outputs start as NaN, so that an element that is never written shows.
-    """
-    device = inputs["q"].device
-    offsets = None if cu_seqlens is None else torch.tensor(cu_seqlens, device=device)
-    results = []
-    for backend in ("triton", "chunked"):
-        leaves = {
-            name: (x if backend == "triton" else x.double()).clone().requires_grad_() for name, x in inputs.items()
-        }
-        with nan_filled(backend == "triton"):
-            o, last = linear_attention(**leaves, output_final_state=True, cu_seqlens=offsets, backend=backend)
-            assert last is not None
-            generator = torch.Generator(device).manual_seed(1)
-            weights = [
-                torch.randn(x.shape, generator=generator, device=device).to(inputs["q"].dtype) for x in (o, last)
-            ]
-            loss = sum((x * w.to(x.dtype)).sum() for x, w in zip((o, last), weights, strict=True))
-            gradients = torch.autograd.grad(loss, list(leaves.values()))
-        results.append({"o": o, "last": last} | {f"d{n}": x for n, x in zip(leaves, gradients, strict=True)})
-    return {name: rms_ratio(results[0][name], results[1][name]) for name in results[0]}
-
-
-@contextlib.contextmanager
-def nan_filled(on: bool) -> Iterator[None]:
-    """While ``on``, new tensors hold NaN: torch's deterministic mode fills them."""
-    torch.use_deterministic_algorithms(on)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 def rms_ratio(found: Tensor, wanted: Tensor) -> float:
     return float((found.detach().double() - wanted.detach()).norm() / wanted.detach().norm().clamp(min=1e-30))
 
@@ -103,30 +69,32 @@ SMALL = [
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize(("gate", "T", "heads", "dims"), SMALL)
-def test_interpreted_fp32(gate: str, T: int, heads: tuple[int, int], dims: tuple[int, int]) -> None:
+def test_interpreted_fp32(
+    gate: str, T: int, heads: tuple[int, int], dims: tuple[int, int], triton_errors: Errors
+) -> None:
     inputs = make(T, heads, dims, gate, torch.float32, "cpu", 1, 1)
-    check(errors(inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
+    check(triton_errors(linear_attention, inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_interpreted_fp16(gate: str) -> None:
+def test_interpreted_fp16(gate: str, triton_errors: Errors) -> None:
     inputs = make(70, (1, 1), (16, 16), gate, torch.float16, "cpu", 1, 1)
-    check(errors(inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+    check(triton_errors(linear_attention, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("gate", ["token", "key"])
-def test_interpreted_strong_decay(gate: str) -> None:
+def test_interpreted_strong_decay(gate: str, triton_errors: Errors) -> None:
     inputs = make(100, (1, 1), (16, 16), gate, torch.float32, "cpu", 1, 1, strong=True)
-    check(errors(inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
+    check(triton_errors(linear_attention, inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_interpreted_packed(gate: str) -> None:
+def test_interpreted_packed(gate: str, triton_errors: Errors) -> None:
     inputs = make(150, (1, 1), (16, 16), gate, torch.float32, "cpu", 3, 1)
-    check(errors(inputs, (0, 70, 75, 150)), (FP32_TOLERANCE, FP32_TOLERANCE))
+    check(triton_errors(linear_attention, inputs, (0, 70, 75, 150)), (FP32_TOLERANCE, FP32_TOLERANCE))
 
 
 @pytest.mark.interpreter
@@ -159,25 +127,25 @@ DIMS = [(16, 16), (32, 64), (60, 96), (64, 64), (100, 100), (128, 128), (128, 64
 @pytest.mark.parametrize("dims", DIMS, ids=str)
 @pytest.mark.parametrize("gate", ["none", "token", "key"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_on_the_card(gate: str, dims: tuple[int, int], dtype: torch.dtype) -> None:
+def test_on_the_card(gate: str, dims: tuple[int, int], dtype: torch.dtype, triton_errors: Errors) -> None:
     for T in (1, 63, 100, 2000, 8192):
         inputs = make(T, (2, 2), dims, gate, dtype, "cuda", 2, 2)
-        check(errors(inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+        check(triton_errors(linear_attention, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("gate", ["none", "head", "token", "key"])
-def test_on_the_card_grouped_and_packed(gate: str) -> None:
+def test_on_the_card_grouped_and_packed(gate: str, triton_errors: Errors) -> None:
     inputs = make(3000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 3, 1)
-    check(errors(inputs, (0, 1, 1250, 3000)), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+    check(triton_errors(linear_attention, inputs, (0, 1, 1250, 3000)), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("gate", ["token", "key"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_on_the_card_strong_decay(gate: str, dtype: torch.dtype) -> None:
+def test_on_the_card_strong_decay(gate: str, dtype: torch.dtype, triton_errors: Errors) -> None:
     inputs = make(2000, (2, 2), (128, 128), gate, dtype, "cuda", 2, 2, strong=True)
-    check(errors(inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+    check(triton_errors(linear_attention, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
 
 
 @pytest.mark.gpu

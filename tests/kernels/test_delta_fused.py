@@ -1,0 +1,184 @@
+"""delta_rule's Triton kernels against fp64: under the interpreter (fp32, fp16) and, marked gpu, on a card.
+
+bf16 stays on the card: bf16 products are wrong under Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from archspec.errors import UnsupportedError
+from archspec.kernels import delta_rule
+
+Errors = Callable[..., dict[str, float]]
+
+# RMS of the error over RMS of the exact result, which starts from the rounded inputs, as for linear attention: bf16
+# has 8 bits, and gradients see about twice as many roundings as outputs; fp16 and tf32 have three bits more.
+OUTPUT_TOLERANCE = 0.005
+GRADIENT_TOLERANCE = 0.01
+# fp32 under the interpreter is true fp32; log decays of -20 a token summed over a chunk lose four of its 24 bits.
+FP32_TOLERANCE = 1e-4
+
+
+def make(
+    T: int, heads: tuple[int, int], dims: tuple[int, int], gate: str, dtype: torch.dtype, device: str,
+    num_states: int, batch: int, strong: bool = False,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Random inputs in ``dtype`` (strengths, gates and state fp32): unit keys, strengths up to 2.
+
+    ``strong`` mixes decays to exp(-20) and alpha = 0.
+    """
+    generator = torch.Generator(device).manual_seed(T)
+    real = functools.partial(torch.randn, generator=generator, device=device)
+    (H, HV), (K, V) = heads, dims
+    inputs = {"q": real(batch, T, H, K), "k": real(batch, T, H, K), "v": real(batch, T, HV, V)}
+    inputs["k"] = torch.nn.functional.normalize(inputs["k"], dim=-1)
+    inputs = {name: x.to(dtype) for name, x in inputs.items()}
+    inputs["beta"] = 2 * torch.rand(batch, T, HV, generator=generator, device=device)
+    inputs["initial_state"] = real(num_states, HV, K, V)
+    shape = {"head": (HV,), "token": (batch, T, HV), "key": (batch, T, HV, K)}.get(gate)
+    if shape is not None:
+        g = torch.nn.functional.logsigmoid(real(*shape) + 3) / 4
+        if strong:
+            g = g * torch.where(real(*shape) > 1, 80.0, 1.0)
+            g = g.masked_fill(real(*shape) > 2, -torch.inf)
+        inputs["g"] = g
+    return inputs
+
+
+def check(found: dict[str, float], tolerance: tuple[float, float]) -> None:
+    for name, error in found.items():
+        assert error < tolerance[name.startswith("d")], f"{name}: {found}"
+
+
+SMALL = [
+    ("none", 63, (1, 2), (20, 24)),
+    ("none", 1, (1, 1), (16, 80)),
+    ("head", 70, (1, 1), (16, 16)),
+    ("token", 1, (1, 1), (16, 16)),
+    ("token", 100, (1, 2), (60, 96)),
+    ("token", 1100, (1, 1), (16, 16)),
+    ("key", 1, (1, 1), (16, 16)),
+    ("key", 63, (1, 1), (16, 16)),
+    ("key", 100, (1, 2), (20, 24)),
+    ("key", 1100, (1, 1), (16, 16)),
+]
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("gate", "T", "heads", "dims"), SMALL)
+def test_interpreted_fp32(
+    gate: str, T: int, heads: tuple[int, int], dims: tuple[int, int], triton_errors: Errors
+) -> None:
+    inputs = make(T, heads, dims, gate, torch.float32, "cpu", 1, 1)
+    check(triton_errors(delta_rule, inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+def test_interpreted_fp16(gate: str, triton_errors: Errors) -> None:
+    inputs = make(70, (1, 1), (16, 16), gate, torch.float16, "cpu", 1, 1)
+    check(triton_errors(delta_rule, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gate", ["token", "key"])
+def test_interpreted_strong_decay(gate: str, triton_errors: Errors) -> None:
+    inputs = make(100, (1, 1), (16, 16), gate, torch.float32, "cpu", 1, 1, strong=True)
+    check(triton_errors(delta_rule, inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+def test_interpreted_packed(gate: str, triton_errors: Errors) -> None:
+    inputs = make(150, (1, 1), (16, 16), gate, torch.float32, "cpu", 3, 1)
+    check(triton_errors(delta_rule, inputs, (0, 70, 75, 150)), (FP32_TOLERANCE, FP32_TOLERANCE))
+
+
+@pytest.mark.interpreter
+def test_interpreted_like_keys(triton_errors: Errors) -> None:
+    """Keys that are all but equal make the inverse's power series cancel; joined blocks do not."""
+    inputs = make(64, (1, 1), (16, 16), "none", torch.float32, "cpu", 1, 1)
+    inputs["k"] = torch.nn.functional.normalize(inputs["k"] + 10 * inputs["k"][:, :1], dim=-1)
+    check(triton_errors(delta_rule, inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
+
+
+UNSERVED = [
+    ({"order": "together"}, "order='together'"),
+    ({"read_key": torch.ones(1, 3, 1, 16)}, "a separate read_key"),
+    ({"erase_key": torch.ones(1, 3, 1, 16)}, "a separate erase_key"),
+    ({"write_beta": torch.ones(1, 3, 1)}, "a separate write_beta"),
+    ({"beta": torch.ones(1, 3, 1, 16)}, "a beta per key channel"),
+    ({"scale": 0.0}, "scale=0.0"),
+]
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("change", "named"), UNSERVED)
+def test_what_the_kernel_does_not_serve(change: dict[str, object], named: str) -> None:
+    inputs = make(3, (1, 1), (16, 16), "none", torch.float32, "cpu", 1, 1) | change
+    with pytest.raises(UnsupportedError, match=f"the Triton kernel does not serve {named}; use backend='chunked'"):
+        delta_rule(**inputs, backend="triton")  # type: ignore[arg-type]
+    found, _ = delta_rule(**inputs)  # type: ignore[arg-type]
+    wanted, _ = delta_rule(**inputs, backend="chunked")  # type: ignore[arg-type]
+    assert torch.equal(found, wanted)
+
+
+DIMS = [(16, 16), (32, 64), (60, 96), (64, 64), (100, 100), (128, 128), (128, 64), (64, 256), (256, 256)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_on_the_card(gate: str, dims: tuple[int, int], dtype: torch.dtype, triton_errors: Errors) -> None:
+    for T in (1, 63, 100, 2000, 8192):
+        inputs = make(T, (2, 2), dims, gate, dtype, "cuda", 2, 2)
+        check(triton_errors(delta_rule, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gate", ["none", "head", "token", "key"])
+def test_on_the_card_grouped_and_packed(gate: str, triton_errors: Errors) -> None:
+    inputs = make(3000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 3, 1)
+    check(triton_errors(delta_rule, inputs, (0, 1, 1250, 3000)), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gate", ["token", "key"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_on_the_card_strong_decay(gate: str, dtype: torch.dtype, triton_errors: Errors) -> None:
+    inputs = make(2000, (2, 2), (128, 128), gate, dtype, "cuda", 2, 2, strong=True)
+    check(triton_errors(delta_rule, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+def test_on_the_card_results_repeat(gate: str) -> None:
+    inputs = make(2000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 2, 2)
+    runs = []
+    for _ in range(2):
+        leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+        o, last = delta_rule(**leaves, output_final_state=True)
+        assert last is not None
+        runs.append([o, last, *torch.autograd.grad(o.float().square().sum() + last.sum(), list(leaves.values()))])
+    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+def test_on_the_card_compiled_without_graph_breaks(gate: str) -> None:
+    inputs = make(300, (2, 2), (64, 64), gate, torch.bfloat16, "cuda", 2, 2)
+    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+    compiled = torch.compile(delta_rule, fullgraph=True)
+    results = []
+    for call in (compiled, delta_rule):
+        o, last = call(**leaves, output_final_state=True)
+        assert last is not None
+        results.append([o, *torch.autograd.grad(o.float().square().sum() + last.sum(), list(leaves.values()))])
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
