@@ -170,8 +170,8 @@ def _scan_segments(
 
 @triton.jit(do_not_specialize=[*_RUNTIME, "total_rows"])
 def _sweep(
-    x, y, z, g, decay, scores, states, base, out, last_state, w, sums_out, cu_seqlens,
-    scale, T, num_segments, total_rows,
+    x, y, z, y2, z2, g, decay, scores, states, base, out, last_state, w, sums_out, cu_seqlens,
+    scale, ratio, T, num_segments, total_rows,
     HV: tl.constexpr, GXY: tl.constexpr, GZ: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr,
     BY: tl.constexpr, BZ: tl.constexpr, C: tl.constexpr,
     REVERSE: tl.constexpr, GATE: tl.constexpr, PAIRS: tl.constexpr, SUMS: tl.constexpr,
@@ -180,7 +180,8 @@ def _sweep(
 ):  # fmt: skip
     """out = base + scale * (x S + pairs z) with the state S [DY, BZ] in registers; S is kept without the scale.
 
-    STRICT leaves out each token's pair with itself.
+    STRICT leaves out each token's pair with itself. A second product (y2, z2), always strict, adds ratio times its
+    own to S and to out: where two products nearly cancel, their sum may be rounded but not each of them.
 
     x, y: [rows, HV/GXY, DY]; z, w: [rows, HV/GZ, DZ]; out: [rows, HV, DZ]; states [segments, N*HV, DY, DZ] (or
     transposed). Sums for gate gradients: ROW_SUMS writes sum_d w out and its share through the state to
@@ -216,12 +217,19 @@ def _sweep(
         if SUMS != 0:
             # Loaded long before its use: only operands of products are prefetched over iterations.
             tile_w = load_rows(w + z_offset, row, length, stride_z, cols_z, C, DZ, EVEN_Z)
-        cross = tl.dot(tile_x, state.to(tile_x.dtype), input_precision=PRECISION)
+        rounded = state.to(tile_x.dtype)
+        cross = tl.dot(tile_x, rounded, input_precision=PRECISION)
+        if SUMS != 0 and tile_x.dtype == tl.bfloat16:
+            # Sums over chunks drift by the state's rounding; its other half leaves them fp32's.
+            cross = tl.dot(tile_x, (state - rounded).to(tl.bfloat16), acc=cross, input_precision=PRECISION)
         update = tile_z
         if GATE == 1:
             sums, chunk_total = load_sums(g + i_h * total_rows + start, row, length, C)
             from_start, to_end = tl.exp2(sums), tl.exp2(chunk_total - sums)
             read, write = (to_end, from_start) if REVERSE else (from_start, to_end)
+            if SUMS == 1:
+                # From w rounded as the opposite sweep's update is, so that the two change D by the same numbers.
+                crossing = tl.sum((tile_w * read[:, None]).to(tile_w.dtype) * (cross * scale), 1)
             cross *= read[:, None]
             update = (tile_z * write[:, None]).to(tile_z.dtype)
             state *= tl.exp2(chunk_total)
@@ -232,6 +240,11 @@ def _sweep(
             chunk_total = tl.load(decay + ((slot + chunk) * HV + i_h) * DZ + cols_z, mask=cols_z < DZ, other=0.0)
             state *= tl.exp2(chunk_total)[None, :]
         state += tl.dot(tl.trans(tile_y), update, input_precision=PRECISION)
+        if y2 is not None:
+            tile_y2 = load_rows(y2 + xy_offset, row, length, stride_xy, cols_y, C, DY, EVEN_Y)
+            tile_z2 = load_rows(z2 + z_offset, row, length, stride_z, cols_z, C, DZ, EVEN_Z)
+            update = (tile_z2 * write[:, None]).to(tile_z2.dtype) if GATE == 1 else tile_z2
+            state += tl.dot(tl.trans(tile_y2), update, input_precision=PRECISION) * ratio
 
         if PAIRS == 0:
             result = cross
@@ -247,10 +260,22 @@ def _sweep(
                 pairs = load_rows(scores + (start * HV + i_h) * C, row, length, HV * C, tl.arange(0, C), C, C, True)
                 if REVERSE:
                     pairs = tl.trans(pairs)
+            if y2 is not None:
+                second = tl.dot(tile_x, tl.trans(tile_y2), input_precision=PRECISION)
+                if GATE == 1:
+                    second *= pair_decay(sums, REVERSE, C)
+                second = tl.where(seen_pairs(REVERSE, True, C), second, 0.0).to(tile_z.dtype)
+                more = tl.dot(second, tile_z2, input_precision=PRECISION) * ratio
             if SUMS == 1:
-                result = cross + tl.dot(pairs, tile_z, input_precision=PRECISION)
+                result = tl.dot(pairs, tile_z, input_precision=PRECISION)
+                if y2 is not None:
+                    result += more
+                inside = tl.sum(tile_w * (result * scale), 1)
+                result += cross
             else:
                 result = tl.dot(pairs, tile_z, acc=cross, input_precision=PRECISION)
+                if y2 is not None:
+                    result += more
         stored = result * scale
         if base is not None:
             at_base = base + (start * HV + i_h) * DZ
@@ -260,9 +285,9 @@ def _sweep(
             rows = tl.arange(0, C)
             at = (tl.cast(i_z, tl.int64) * HV + i_h) * total_rows + start + row + rows
             keep = rows < length - row
-            tl.store(sums_out + at, tl.sum(tile_w * (result * scale), 1), mask=keep)
+            tl.store(sums_out + at, inside + crossing, mask=keep)
             at += tl.num_programs(0) // num_heads * tl.cast(HV, tl.int64) * total_rows
-            tl.store(sums_out + at, tl.sum(tile_w * (cross * scale), 1), mask=keep)
+            tl.store(sums_out + at, crossing, mask=keep)
         if SUMS == 2:
             at = ((slot + chunk) * HV + i_h) * DZ + cols_z
             tl.store(sums_out + at, tl.sum(tile_w * (result * scale), 0), mask=cols_z < DZ)
@@ -731,6 +756,7 @@ def launch_sweep(
     decay_columns: bool = False, scores: Tensor | None = None, pairs: bool = True,
     reverse: bool = False, transposed: bool = False, last_state: Tensor | None = None, sums: Sums | None = None,
     strict: bool = False, base: Tensor | None = None, wide: bool = False,
+    second: tuple[Tensor, Tensor] | None = None, ratio: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Run one sweep.
 
@@ -739,6 +765,7 @@ def launch_sweep(
         decay_columns: whether ``decay`` falls on the state's columns.
         strict: leave out each token's pair with itself.
         base: what out is added to, fp32 [B, T, HV, DZ].
+        second, ratio: another (y, z), strict, whose product counts ``ratio`` times as much.
 
     Returns:
         out [B, T, HV, DZ], in fp32 when ``wide`` or when it is to be summed over a group of heads.
@@ -751,9 +778,9 @@ def launch_sweep(
     gate = NO_GATE if g is None and decay is None else TOKEN_GATE if decay is None else ROW_GATE
     grid = (call.N * call.HV * -(-DZ // config.block), call.plan.num_segments)
     _sweep[grid](
-        x, y, z, g, decay, scores, states, base, out, last_state,
+        x, y, z, *(second or (None, None)), g, decay, scores, states, base, out, last_state,
         None if sums is None else sums.w, None if sums is None else sums.out,
-        cu_seqlens, scale, call.T, call.plan.num_segments, call.rows,
+        cu_seqlens, scale, ratio, call.T, call.plan.num_segments, call.rows,
         GXY=call.HV // x.shape[2], GZ=call.HV // z.shape[2], DY=DY, DZ=DZ, BY=padded_dim(DY), BZ=config.block,
         REVERSE=reverse, GATE=COLUMN_GATE if decay_columns else gate,
         PAIRS=GIVEN_PAIRS if scores is not None else OWN_PAIRS if pairs else NO_PAIRS,
@@ -993,18 +1020,34 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
     _, final, starts = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, g, initial_state, cu_seqlens, final, starts)
-    ctx.scale = scale
+    ctx.scale, ctx.backward_form = scale, _backward
 
 
 def _differentiate(ctx, do, dfinal, _dstarts):  # type: ignore[no-untyped-def]
-    q, k, v, g, initial_state, cu_seqlens, final, starts = ctx.saved_tensors
+    _, _, v, g, initial_state, *_ = ctx.saved_tensors
     do = torch.zeros_like(v) if do is None else do.contiguous()
     dfinal = None if dfinal is None else dfinal.contiguous()
-    dq, dk, dv, dg, d_initial = _backward(do, dfinal, q, k, v, g, initial_state, cu_seqlens, final, starts, ctx.scale)
+    dq, dk, dv, dg, d_initial = ctx.backward_form(do, dfinal, *ctx.saved_tensors, ctx.scale)
     return dq, dk, dv, None if g is None else dg, None if initial_state is None else d_initial, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+
+
+class _Direct(torch.autograd.Function):
+    """The same without custom ops, whose bookkeeping takes longer on the host than small shapes on the device."""
+
+    @staticmethod
+    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+        output = _forward_impl(*inputs)
+        ctx.mark_non_differentiable(output[2])
+        _save(ctx, inputs, output)
+        ctx.backward_form = _backward_impl
+        return output
+
+    @staticmethod
+    def backward(ctx, *gradients):  # type: ignore[no-untyped-def]
+        return _differentiate(ctx, *gradients)
 
 
 def linear_attention_fused(
@@ -1017,5 +1060,6 @@ def linear_attention_fused(
     """
     g = None if g is None else g.float().contiguous()
     state = None if initial_state is None else initial_state.float().contiguous()
-    o, final, _ = _forward(q.contiguous(), k.contiguous(), v.contiguous(), g, state, cu_seqlens, scale)
+    run = _forward if torch.compiler.is_compiling() else _Direct.apply
+    o, final, _ = run(q.contiguous(), k.contiguous(), v.contiguous(), g, state, cu_seqlens, scale)
     return o, final if output_final_state else None
