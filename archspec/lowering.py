@@ -346,6 +346,19 @@ def _triton_linear(rule: Rule, device: str) -> str:
     return "triton" if device == "cuda" and fits else "torch"
 
 
+def _triton_delta(rule: Rule, device: str) -> str:
+    update = rule.update
+    step = update.step_size
+    other = (
+        update.write_size is not None
+        or rule.bias.erase_key is not None
+        or rule.retention.order != "decay_first"
+        or (step is not None and rule.granularity(step) == "channel")
+    )
+    fits = max(rule.dims.key_dim, rule.dims.value_dim) <= MAX_TRITON_DIM
+    return "triton" if device == "cuda" and fits and not other else "torch"
+
+
 def _torch(rule: Rule, device: str) -> str:
     return "torch"
 
@@ -358,7 +371,7 @@ FAMILIES: tuple[Family, ...] = (
         "chunkwise",
         _not_delta,
         lambda rule: "a matrix under l2: the steps of a chunk solve one triangular system",
-        _torch,
+        _triton_delta,
     ),
     Family(
         "momentum_delta",
