@@ -347,13 +347,13 @@ def _triton_linear(rule: Rule, device: str) -> str:
 
 
 def _triton_delta(rule: Rule, device: str) -> str:
+    """Name what serves a delta rule: the kernel has one key and one strength a token, and decays first."""
     update = rule.update
-    step = update.step_size
     other = (
         update.write_size is not None
-        or rule.bias.erase_key is not None
+        or rule.bias.read_key is not None
         or rule.retention.order != "decay_first"
-        or (step is not None and rule.granularity(step) == "channel")
+        or rule.granularity(update.step_size) == "key"
     )
     fits = max(rule.dims.key_dim, rule.dims.value_dim) <= MAX_TRITON_DIM
     return "triton" if device == "cuda" and fits and not other else "torch"

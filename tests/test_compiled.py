@@ -218,6 +218,15 @@ def test_explain_names_what_runs_and_what_was_rejected() -> None:
     assert (on_gpu.family, on_gpu.kernel) == ("linear", "triton")
 
 
+def test_explain_names_the_delta_rules_that_the_kernel_serves() -> None:
+    spec = document("matrix", "l2", "gdn", "gd")
+    on_gpu = plan(load(spec), device="cuda").decisions["blocks.main.mixer"]
+    assert (on_gpu.family, on_gpu.kernel) == ("delta", "triton")
+    assert plan(load(spec)).decisions["blocks.main.mixer"].kernel == "torch"
+    late = plan(load(document("matrix", "l2", "key", "gd")), device="cuda").decisions["blocks.main.mixer"]
+    assert (late.family, late.kernel) == ("delta", "torch")
+
+
 def test_an_unknown_backend_is_one_clear_error() -> None:
     with pytest.raises(UnsupportedError, match=r"compile: unknown backend 'trition'; known: .*Did you mean 'triton'"):
         compile(load(document("matrix", "l2", "none", "gd")), backend="trition")

@@ -96,7 +96,7 @@ def scores_config(key_dim: int) -> SweepConfig:
 
 def gradients_config(key_dim: int) -> SweepConfig:
     """Return the tile of the kernel for the gradients inside one chunk of a decay per key channel."""
-    return SweepConfig(16, 2, 1)
+    return SweepConfig(16, 1, 1)
 
 
 def plan(

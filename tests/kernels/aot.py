@@ -94,22 +94,53 @@ CASES = (
     Case("log_decay", "bfloat16", "key", _MODEL, "_decay_backward#0"),
     Case("delta_step", "bfloat16", "key", _DECODED, "_step_kernel#0"),
     Case("delta_step", "bfloat16", "token", _DECODED, "_step_kernel#0"),
-)
+    Case("delta", "bfloat16", "none", _USUAL, "_delta_core#0"),
+    *(
+        Case("delta", dtype, gate, shape, kernel)
+        for dtype, gate, shape in (
+            ("bfloat16", "none", _USUAL), ("bfloat16", "token", _USUAL), ("bfloat16", "key", _USUAL),
+            ("bfloat16", "none", _WIDE), ("float32", "none", _USUAL), ("float32", "none", _WIDE),
+        )
+        for kernel in ("_delta_forward#0", "_delta_backward#0")
+    ),
+    *(Case("delta", "bfloat16", "none", _USUAL, f"_sweep#{n}") for n in range(3)),
+    Case("delta", "bfloat16", "token", _USUAL, "_sweep#1"),
+    Case("delta", "bfloat16", "none", _WIDE, "_sweep#1"),
+    Case("delta", "float32", "none", _WIDE, "_sweep#1"),
+)  # fmt: skip
 
 
-def _linear(case: Case) -> None:
-    from archspec.kernels.linear import fused
-
+def _tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return q, k, v and g of a case, without data."""
     B, T, H, HV, K, V = case.shape
     dtype = getattr(torch, case.dtype)
     q, k = (torch.empty(B, T, H, K, dtype=dtype, device="meta") for _ in range(2))
     v = torch.empty(B, T, HV, V, dtype=dtype, device="meta")
     shapes = {"none": None, "token": (B, T, HV), "key": (B, T, HV, K)}
     shape = shapes[case.gate]
-    g = None if shape is None else torch.empty(shape, device="meta")
+    return q, k, v, None if shape is None else torch.empty(shape, device="meta")
+
+
+def _linear(case: Case) -> None:
+    from archspec.kernels.linear import fused
+
+    q, k, v, g = _tensors(case)
+    K = q.shape[-1]
     with patch.object(fused, "_num_multiprocessors", lambda _: NUM_MULTIPROCESSORS):
         o, final, starts = fused._forward_impl(q, k, v, g, None, None, K**-0.5)
         fused._backward_impl(o, None, q, k, v, g, None, None, final, starts, K**-0.5)
+
+
+def _delta(case: Case) -> None:
+    from archspec.kernels.delta import fused
+    from archspec.kernels.linear import fused as linear_fused
+
+    q, k, v, g = _tensors(case)
+    beta = torch.empty(v.shape[:3], device="meta")
+    scale = q.shape[-1] ** -0.5
+    with patch.object(linear_fused, "_num_multiprocessors", lambda _: NUM_MULTIPROCESSORS):
+        o, final, errors, writes, core = fused._forward_impl(q, k, v, beta, g, None, None, scale)
+        fused._backward_impl(o, None, q, k, v, beta, g, None, None, final, errors, writes, core, scale)
 
 
 def _convolution(case: Case) -> None:
@@ -152,7 +183,7 @@ def _delta_step(case: Case) -> None:
 
 
 OPS: dict[str, Callable[[Case], None]] = {
-    "linear": _linear, "convolution": _convolution, "head_norm": _head_norm, "log_decay": _log_decay,
+    "linear": _linear, "delta": _delta, "convolution": _convolution, "head_norm": _head_norm, "log_decay": _log_decay,
     "delta_step": _delta_step,
 }  # fmt: skip
 
