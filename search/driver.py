@@ -347,8 +347,11 @@ class Driver:
         return values
 
     def _enqueue(self, number: int, rung: int, *, first: bool = False) -> None:
-        if self.run.trials[number].state != "failed":
-            self._dispatcher.add(requests_for(self._prepared, self._candidate(number), number, rung), first=first)
+        trial = self.run.trials[number]
+        if trial.state != "failed":
+            climbed = trial.origin == "sampled"  # baselines go to the last rung at once
+            requests = requests_for(self._prepared, self._candidate(number), number, rung, climbed=climbed)
+            self._dispatcher.add(requests, first=first)
 
     def _candidate(self, number: int) -> Candidate:
         """Return an accepted candidate, read back from its spec after a restart."""

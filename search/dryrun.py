@@ -176,6 +176,8 @@ def measured_seconds(prepared: Prepared, candidate: Candidate, stage: str) -> fl
                 return time.perf_counter() - started
             training_free({**request, "init_seeds": 1})
             return float(request["init_seeds"] * (time.perf_counter() - started))
+        if request["seconds"] is not None:
+            return float(request["seconds"] * _training_tokens({**request, "tokens": 1.0}, evaluation=False))
         step_tokens = request["recipe"]["batch_size"] * prepared.tasks[request["task_name"]].sequence_length
         recipe = {
             **request["recipe"],
@@ -185,18 +187,26 @@ def measured_seconds(prepared: Prepared, candidate: Candidate, stage: str) -> fl
             "test_tokens": 1,
         }
         result = short_train(
-            {**request, "recipe": recipe, "tokens": MEASURED_STEPS * step_tokens, "keep_weights": False}
+            {
+                **request,
+                "recipe": recipe,
+                "tokens": MEASURED_STEPS * step_tokens,
+                "keep_weights": False,
+                "continues": None,
+            }
         )
         return _training_tokens(request) / float(result["tokens_per_s"])
     finally:
         torch.set_num_threads(threads)
 
 
-def _training_tokens(request: Any) -> float:
+def _training_tokens(request: Any, *, evaluation: bool = True) -> float:
     """Return the training tokens of a request, sweep included; an evaluation token costs a third of a training one."""
     recipe, tokens = request["recipe"], request["tokens"]
     rates = len(recipe["learning_rates"])
     sweep = rates * recipe["sweep_fraction"] * tokens if rates > 1 else 0.0
+    if not evaluation:
+        return float(sweep + recipe["seeds"] * tokens)
     evaluated = 10 * recipe["eval_tokens"] + (recipe["test_tokens"] or 4 * recipe["eval_tokens"])
     return float(sweep + recipe["seeds"] * (tokens + evaluated / 3))
 

@@ -8,6 +8,7 @@ A request is a plain mapping, so that any executor can carry it:
     results, seed, device       where and how
     vocab_size, metrics, init_seeds                        training_free
     task_name, task, recipe, tokens, keep_weights          train
+    continues, is_continued                                train: the key of the rung below, and whether one above will
     vocab_size, batch_size, sequence_length, repeats, limit_s    cost
 
 Nothing but the result file counts: once it is renamed, the evaluation is done, whoever dies next. A failure is a
@@ -32,13 +33,14 @@ from archspec import catalog
 from archspec.compiler import compile as compile_spec
 from archspec.errors import ArchspecError
 from archspec.loading import load
+from archspec.search.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
 from archspec.search.cost import measure_cost
 from archspec.search.families import Metric, MetricContext, ModelFactory, Task
 from archspec.search.intervals import t_interval
 from archspec.search.recipe import Recipe
 from archspec.search.rundir import machine, write_json
 from archspec.search.settings import score_name
-from archspec.search.training import Progress, train
+from archspec.search.training import Checkpoints, Progress, tokens_in, train
 from archspec.search.training_result import TrainingResult
 
 Request = Mapping[str, Any]
@@ -133,7 +135,10 @@ def short_train(request: Request, on_progress: OnProgress | None = None) -> dict
         if on_progress is not None:
             on_progress(finite(vars(progress)))
 
-    result = train(make_and_keep, task, recipe, request["tokens"], request["seed"], request["device"], report)
+    tokens = request["tokens"] or tokens_in(request["seconds"], make, task, recipe, request["device"])
+    result = train(
+        make_and_keep, task, recipe, tokens, request["seed"], request["device"], report, _checkpoints(request)
+    )
     if request["keep_weights"]:
         save_weights(latest[request["seed"]], Path(request["results"]) / f"{request['key']}.safetensors")
     name = request["task_name"]
@@ -151,6 +156,19 @@ def short_train(request: Request, on_progress: OnProgress | None = None) -> dict
         ],
         "result": result.model_dump(mode="json"),
     }
+
+
+def _checkpoints(request: Request) -> Checkpoints:
+    """Return where this training continues from, and where it leaves what the rung above continues from."""
+    results, below, key = Path(request["results"]), request.get("continues"), request["key"]
+
+    def load(seed: int) -> Checkpoint:
+        return load_checkpoint(checkpoint_path(results, str(below), seed), request["device"])
+
+    def save(seed: int, checkpoint: Checkpoint) -> None:
+        save_checkpoint(checkpoint, checkpoint_path(results, key, seed))
+
+    return Checkpoints(load if below else None, save if request.get("is_continued") else None)
 
 
 def cost(request: Request, on_progress: OnProgress | None = None) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The training recipe: AdamW, linear warm-up and cosine decay, as it stands in a search file.
 
 Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101 (AdamW), and "SGDR: Stochastic
-Gradient Descent with Warm Restarts", arXiv:1608.03983 (the cosine, here without restarts).
+Gradient Descent with Warm Restarts", arXiv:1608.03983 (the cosine, here without restarts). Warm-up, constant, decay at
+the end: Hu et al., "MiniCPM", arXiv:2404.06395; Haegele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed
+Training Durations", arXiv:2405.18392.
 """
 
 from __future__ import annotations
@@ -29,6 +31,11 @@ class Recipe(StrictModel):
         batch_size: B, sequences per step.
         betas, eps, weight_decay: AdamW's; see ``decays`` for what is not decayed.
         warmup: share of the steps over which the rate rises linearly.
+        schedule: ``cosine`` falls from the end of the warm-up on; ``constant`` keeps the peak and falls linearly over
+            the last ``decay`` of the steps. Only the second lets a rung continue from the rung below: until the
+            decay begins, runs of every length are the same run.
+        decay: share of the steps over which ``constant`` falls.
+        warmup_tokens: tokens of warm-up instead of a share, so that runs of different lengths begin alike.
         floor: the last step's rate as a share of the peak.
         clip_norm: largest gradient norm over all parameters.
         eval_every_tokens: tokens between evaluations on validation; None is a tenth of the run.
@@ -47,6 +54,9 @@ class Recipe(StrictModel):
     eps: Positive = 1e-8
     weight_decay: Number = Field(default=0.1, ge=0)
     warmup: Number = Field(default=0.1, ge=0, lt=1)
+    warmup_tokens: Count | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    decay: Number = Field(default=0.2, gt=0, lt=1)
     floor: Number = Field(default=0.1, ge=0, le=1)
     clip_norm: Positive = 1.0
     eval_every_tokens: Count | None = None
@@ -65,11 +75,25 @@ class Recipe(StrictModel):
         """Return the steps of a run: the budget in whole steps, rounded up."""
         return max(1, math.ceil(budget_tokens / (self.batch_size * sequence_length)))
 
-    def learning_rate_at(self, step: int, num_steps: int, peak: float) -> float:
-        """Return the rate of a step, from 0: linear up to the peak, then a cosine to ``floor * peak``."""
-        warmup_steps = math.ceil(self.warmup * num_steps)
+    def warmup_steps(self, num_steps: int, tokens_per_step: int) -> int:
+        """Return the steps over which the rate rises."""
+        if self.warmup_tokens is not None:
+            return min(num_steps, math.ceil(self.warmup_tokens / tokens_per_step))
+        return math.ceil(self.warmup * num_steps)
+
+    def decay_start(self, num_steps: int) -> int:
+        """Return the first step, from 0, at which the rate of a ``constant`` schedule is below its peak."""
+        return num_steps - math.ceil(self.decay * num_steps)
+
+    def learning_rate_at(self, step: int, num_steps: int, peak: float, tokens_per_step: int = 1) -> float:
+        """Return the rate of a step, from 0: linear up to the peak, then by the schedule to ``floor * peak``."""
+        warmup_steps = self.warmup_steps(num_steps, tokens_per_step)
         if step < warmup_steps:
             return peak * (step + 1) / warmup_steps
+        if self.schedule == "constant":
+            start = self.decay_start(num_steps)
+            fallen = max(0, step + 1 - start) / (num_steps - start)
+            return peak * (1 - (1 - self.floor) * fallen)
         progress = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
         return peak * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
 

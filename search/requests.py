@@ -51,14 +51,27 @@ def prepare(search: SearchFile, cache: Path, results: Path) -> Prepared:
     return Prepared(search, tasks, identities, results.resolve())
 
 
-def requests_for(prepared: Prepared, candidate: Candidate, trial: int, index: int) -> list[Request]:
-    """Return the evaluations of a candidate on rung ``index``, the longest first."""
+def requests_for(
+    prepared: Prepared, candidate: Candidate, trial: int, index: int, *, climbed: bool = True
+) -> list[Request]:
+    """Return the evaluations of a candidate on rung ``index``, the longest first.
+
+    ``climbed``: it was on the rungs below, and can continue from there.
+    """
     settings = prepared.search.settings
     rung = settings.ladder[index]
     if rung.rung == "training_free":
         kinds = [("training_free", "training_free", _training_free(prepared, rung))]
     else:
-        kinds = [(f"train/{name}", "train", _train(prepared, rung, name)) for name in settings.tasks]
+        kinds = []
+        for name in settings.tasks:
+            fields = _train(prepared, rung, name)
+            if climbed and rung.continues:
+                below = requests_for(prepared, candidate, trial, index - 1)
+                fields["continues"] = next(each["key"] for each in below if each.get("task_name") == name)
+            if climbed and index + 1 < len(settings.ladder) and settings.ladder[index + 1].continues:
+                fields["is_continued"] = True
+            kinds.append((f"train/{name}", "train", fields))
         if index == len(settings.ladder) - 1 and settings.cost.measure:
             kinds.append(("cost", "cost", _cost(prepared)))
     return _requests(prepared, candidate, trial, index, kinds)
@@ -149,6 +162,7 @@ def _train(prepared: Prepared, rung: Rung, name: str) -> dict[str, Any]:
         "task": prepared.tasks[name].dump(),
         "recipe": recipe if rung.seeds is None else {**recipe, "seeds": rung.seeds},
         "tokens": settings.tokens_of(rung, name),
+        "seconds": rung.seconds,
         "keep_weights": settings.keep_weights,
     }
 

@@ -322,8 +322,33 @@ def _ladder_faults(settings: Settings) -> Iterator[tuple[DocumentPath, str]]:
             yield (*where, "tokens"), f"must say a number for each task: {', '.join(settings.tasks)}."
         if rung.promote is not None:
             yield from _promotion_faults(settings, index)
+        if rung.continues:
+            yield from _continuation_faults(settings, index)
     if settings.ladder[last].rung != "short_train":
         yield ("ladder", last, "rung"), "the last rung must be short_train: final scores come from training."
+
+
+def _continuation_faults(settings: Settings, index: int) -> Iterator[tuple[DocumentPath, str]]:
+    rung, recipe = settings.ladder[index], settings.training
+    where: DocumentPath = ("ladder", index, "continues")
+    below = settings.ladder[index - 1] if index else None
+    if below is None or below.rung != "short_train":
+        yield where, "there is no short_train rung below to continue from; remove 'continues'."
+        return
+    if recipe.schedule != "constant" or recipe.warmup_tokens is None:
+        yield (
+            where,
+            (
+                "a run can only be continued under training: {schedule: constant, warmup_tokens: N}: under any other "
+                "schedule a shorter run is not the beginning of a longer one."
+            ),
+        )
+    if rung.seconds is not None or below.seconds is not None:
+        yield where, "needs budgets in tokens, on the rung below too."
+    elif any(settings.tokens_of(rung, name) <= settings.tokens_of(below, name) for name in settings.tasks):
+        yield where, "needs more tokens than the rung below, for every task."
+    if (rung.seeds or recipe.seeds) > (below.seeds or recipe.seeds):
+        yield where, "has more seeds than the rung below; give both the same."
 
 
 def _promotion_faults(settings: Settings, index: int) -> Iterator[tuple[DocumentPath, str]]:

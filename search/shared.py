@@ -44,8 +44,8 @@ class SharedResults:
     def fetch(self, request: Mapping[str, Any], into: Path) -> bool:
         """Copy a request's result to its place in a run, if there is one; say whether there was."""
         shared = self._place(self._machine) / into.name
-        if not self._machine or not shared.is_file():
-            return False
+        if not self._machine or not shared.is_file() or request.get("is_continued"):
+            return False  # checkpoints are not shared: what a higher rung continues from is computed here
         try:
             result = json.loads(shared.read_bytes())
         except (OSError, ValueError) as error:

@@ -13,17 +13,20 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from archspec.errors import ArchspecError
+from archspec.search.checkpoint import Checkpoint
 from archspec.search.families import ModelFactory, Split, Tally, Task
 from archspec.search.recipe import Recipe
 from archspec.search.training_result import CurvePoint, RunResult, SweepPoint, TrainingResult
 
 EVALUATION_SEED = 0
+PROBE_STEPS = 3
 CHECK_EVERY_STEPS = 10  # reading a loss waits for the device, so losses are read in groups
 
 
@@ -65,6 +68,14 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a seed's run continues from, and who is given its state for a longer run; None: a fresh run, nobody."""
+
+    load: Callable[[int], Checkpoint] | None = None
+    save: Callable[[int, Checkpoint], None] | None = None
+
+
 def train(
     model_factory: ModelFactory,
     task: Task,
@@ -73,6 +84,7 @@ def train(
     seed: int,
     device: torch.device | str = "cpu",
     on_progress: OnProgress | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingResult:
     """Sweep the learning rates if there are several, then train with every seed.
 
@@ -84,6 +96,7 @@ def train(
         seed: the first seed; also that of the sweep.
         device: where to train.
         on_progress: called after every evaluation.
+        checkpoints: where runs continue from, at the rate they have had, and what is left for longer ones.
 
     Raises:
         TrialDiverged: when a full run diverges, or every rate of the sweep does.
@@ -91,17 +104,22 @@ def train(
     started = time.perf_counter()
     device = torch.device(device)
     sweep = []
-    if len(recipe.learning_rates) > 1:
+    checkpoints = checkpoints or Checkpoints()
+    continued = {each: checkpoints.load(each) for each in range(seed, seed + recipe.seeds)} if checkpoints.load else {}
+    if not continued and len(recipe.learning_rates) > 1:
         sweep_tokens = math.ceil(recipe.sweep_fraction * budget_tokens)
         for rate in recipe.learning_rates:
             report = _reporter(on_progress, "sweep", seed, rate, sweep_tokens)
             sweep.append(_try_rate(model_factory, task, recipe, rate, sweep_tokens, seed, device, report))
     learning_rate = _best_rate(sweep, task) if sweep else recipe.learning_rates[0]
+    learning_rate = continued[seed].learning_rate if continued else learning_rate
     runs = []
     for run_seed in range(seed, seed + recipe.seeds):
         model = build_model(model_factory, run_seed, device)
         report = _reporter(on_progress, "train", run_seed, learning_rate, budget_tokens)
-        runs.append(train_model(model, task, recipe, learning_rate, budget_tokens, run_seed, report))
+        save = partial(checkpoints.save, run_seed) if checkpoints.save is not None else None
+        start = continued.get(run_seed)
+        runs.append(train_model(model, task, recipe, learning_rate, budget_tokens, run_seed, report, start, save))
     return TrainingResult(
         task=task.kind,
         primary=task.primary,
@@ -127,8 +145,13 @@ def train_model(
     budget_tokens: int,
     seed: int,
     report: Callable[[CurvePoint], None] | None = None,
+    start: Checkpoint | None = None,
+    save: Callable[[Checkpoint], None] | None = None,
 ) -> RunResult:
     """Train one model in place, once; it is left with the weights of its best step.
+
+    From a checkpoint, steps before it are not taken again, and the best step is among those evaluated after it.
+    ``save`` is given the state before the learning rate begins to fall (``constant`` schedule only).
 
     Raises:
         TrialDiverged: on a loss that is not finite or out of range.
@@ -140,9 +163,22 @@ def train_model(
     if recipe.eval_every_tokens is not None:
         every = max(1, recipe.eval_every_tokens // tokens_per_step)
     curve: list[CurvePoint] = []
+    begun = 0 if start is None else start.step
+    if start is not None:
+        start.restore(model, run.optimizer)
+    keeping = recipe.decay_start(run.num_steps) if save is not None else None
     for first in range(0, run.num_steps, every):
         last = min(first + every, run.num_steps)
-        train_loss = run.advance(range(first, last))
+        if last <= begun:
+            continue
+        first = max(first, begun)
+        if save is not None and keeping is not None and first <= keeping < last:
+            before = run.advance(range(first, keeping)) if keeping > first else 0.0
+            save(Checkpoint.take(keeping, learning_rate, model, run.optimizer))
+            after = run.advance(range(keeping, last))
+            train_loss = (before * (keeping - first) + after * (last - keeping)) / (last - first)
+        else:
+            train_loss = run.advance(range(first, last))
         scores = evaluate(model, task, recipe, "validation")
         run.keep_if_best(last, train_loss, scores)
         primary = scores[task.primary]
@@ -160,8 +196,21 @@ def train_model(
         test=evaluate(model, task, recipe, "test"),
         tokens=run.num_steps * tokens_per_step,
         wall_s=time.perf_counter() - started,
-        tokens_per_s=run.num_steps * tokens_per_step / run.training_s,
+        tokens_per_s=(run.num_steps - begun) * tokens_per_step / run.training_s,
     )
+
+
+def tokens_in(
+    seconds: float, model_factory: ModelFactory, task: Task, recipe: Recipe, device: torch.device | str
+) -> int:
+    """Return the training tokens that fit into ``seconds`` at the speed of a few steps, after as many to warm up."""
+    probed = {"learning_rates": recipe.learning_rates[:1], "seeds": 1, "eval_tokens": 1, "test_tokens": 1}
+    probe = recipe.model_copy(update=probed)
+    tokens_per_step = recipe.batch_size * task.sequence_length
+    for _ in range(2):
+        model = build_model(model_factory, 0, torch.device(device))
+        run = train_model(model, task, probe, probe.learning_rates[0], PROBE_STEPS * tokens_per_step, 0)
+    return max(tokens_per_step, int(seconds * run.tokens_per_s))
 
 
 @torch.no_grad()
@@ -207,6 +256,7 @@ class _Run:
         self.model, self.task, self.recipe, self.seed = model, task, recipe, seed
         self.learning_rate = learning_rate
         self.num_steps = recipe.num_steps(budget_tokens, task.sequence_length)
+        self.tokens_per_step = recipe.batch_size * task.sequence_length
         self.device = next(model.parameters()).device
         self.optimizer = recipe.optimizer(model)
         self.training_s = 0.0
@@ -239,7 +289,7 @@ class _Run:
             self.best_weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
     def _step(self, step: int) -> Tensor:
-        rate = self.recipe.learning_rate_at(step, self.num_steps, self.learning_rate)
+        rate = self.recipe.learning_rate_at(step, self.num_steps, self.learning_rate, self.tokens_per_step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.task.batch("train", self.seed, step, self.recipe.batch_size).to(self.device)
