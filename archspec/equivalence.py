@@ -85,7 +85,8 @@ def _fixed_gradient(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
     if mixer.memory.kind != "matrix" or mixer.bias.error != "value" or mixer.retention.has_link:
         return mixer
     retention, update = mixer.retention, mixer.update
-    if retention.order == "decay_first":
+    # Several steps a token share one decay, which has no place "together" with each of them.
+    if retention.order == "decay_first" and update.steps_per_token == 1:
         retention = retention.model_copy(update={"order": "together"})
     if update.anchor is not None and update.anchor.reduce == "sum":
         update = update.model_copy(update={"anchor": None})

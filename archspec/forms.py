@@ -91,11 +91,17 @@ def _linear(
             value = value * strength.squeeze(-2).to(value.dtype)
         else:
             key = key * strength.squeeze(-1).to(key.dtype)
+    query, steps = quantities.query, quantities.steps
     if rule.retention.order == "step_first" and log_decay is not None:
         fresh = log_decay.exp().to(key.dtype)
+        if steps > 1 and fresh.ndim > 1:
+            fresh = fresh.repeat_interleave(steps, dim=1)
         key = key * (fresh if log_decay.ndim == 4 else fresh[..., None])
     scale = _kernel_scale(rule, quantities, backend)
-    if _decodes(quantities):
+    if steps > 1:
+        # Every row of a token has the decay after it in its key already: its state decays on the first.
+        query, log_decay = _spread(query, log_decay, steps, "decay_first")
+    if _decodes(quantities) and steps == 1:
         read, dual = linear_attention_step(
             quantities.query,
             key,
@@ -108,7 +114,7 @@ def _linear(
         )
     else:
         read, final = linear_attention(
-            quantities.query,
+            query,
             key,
             value,
             log_decay,
@@ -117,7 +123,7 @@ def _linear(
             output_final_state=True,
             backend=backend,
         )
-        dual = _kept(final)
+        read, dual = read[:, steps - 1 :: steps], _kept(final)
     return read if scale else _finished(rule, read, quantities), {"dual.w": dual}
 
 

@@ -194,7 +194,7 @@ def _not_linear(rule: Rule) -> str | None:
     return _first(
         _is_matrix(rule),
         None if error == "value" else f"bias {rule.bias.kind} has an error that depends on the prediction",
-        _plain_descent(rule),
+        None if rule.update.kind == "multi_step" else _plain_descent(rule),
         _no_link(rule),
         _no_window(rule),
         _axes(rule, decays=("head", "key"), steps=("head", "key", "value")),

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from archspec import complexity
 from archspec.blocks.carry import State
 from archspec.blocks.model import SequenceModel, num_parameters
+from archspec.blocks.recurrence import recurrence
 from archspec.compiler import compile  # noqa: A004
 from archspec.errors import SpecError, UnsupportedError
 from archspec.loading import load
@@ -241,3 +242,30 @@ def test_a_loop_shares_weights_and_keeps_states_apart() -> None:
     whole, head = looped(x), looped(x[:, :SPLIT])
     assert len(head.state.tensors) == 3 * len(plain(x).state.tensors)
     close(torch.cat([head.logits, looped(x[:, SPLIT:], head.state).logits], 1), whole.logits, "split")
+
+
+@pytest.mark.parametrize("order", ["decay_first", "step_first"])
+def test_several_steps_under_dot_share_one_decay(order: str) -> None:
+    update = {"kind": "multi_step", "steps": 2, "step_size": 0.3}
+    mapping = document("matrix", "dot", "none", "gd")
+    mapping["blocks"]["main"]["mixer"] |= {
+        "memory": {"kind": "matrix", "scale": 1},
+        "update": update,
+        "retention": {"kind": "decay", "gate": 0.5, "order": order},
+    }
+    model = perturbed(load(mapping))
+    layers: Any = model.layers
+    mixer = layers[0].mixer
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randn(1, 3, 2, 4, generator=generator, dtype=torch.float64)
+    k, v = torch.randn(2, 1, 6, 2, 4, generator=generator, dtype=torch.float64)
+    ones = torch.ones(1, 1, 2, 1, 1, dtype=torch.float64)
+    gates = {"update.step_size": 0.3 * ones, "retention.gate": (0.5 * ones).log()}
+    quantities = mixer.quantities({"query": q, "key": k, "value": v}, gates)
+    state, reads = torch.zeros(1, 2, 4, 4, dtype=torch.float64), []
+    for t in range(3):
+        written = 0.3 * sum(k[:, i, :, :, None] * v[:, i, :, None] for i in (2 * t, 2 * t + 1))
+        state = 0.5 * state + written if order == "decay_first" else 0.5 * (state + written)
+        reads.append(torch.einsum("bhk,bhkv->bhv", q[:, t], state))
+    for form in (mixer.form, recurrence):
+        close(form(mixer.rule, quantities, None, 0)[0], torch.stack(reads, 1), "reads")
