@@ -86,11 +86,29 @@ def _conv_forward(
     tl.store(y + at, _activate(z, ACT).to(y.dtype.element_ty), mask=keep)
 
 
+@triton.jit(do_not_specialize=["T"])
+def _conv_slope(
+    x, state, weight, offset, dy, dz, T, D,
+    W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, ACT: tl.constexpr, HAS_OFFSET: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+):  # fmt: skip
+    """dz = dy act'(z) in fp32. Written out: each dz serves W tokens, and taking its slope again for each costs more."""
+    blocks_d, blocks_t = tl.cdiv(D, BD), tl.cdiv(T, BT)
+    i_d, i_bt = tl.program_id(0) % blocks_d, tl.program_id(0) // blocks_d
+    i_b = tl.cast(i_bt // blocks_t, tl.int64)
+    rows = i_bt % blocks_t * BT + tl.arange(0, BT)
+    cols = i_d * BD + tl.arange(0, BD)
+    z = _convolved(x, state, weight, offset, rows, cols, i_b, T, D, 0, W, HAS_OFFSET, HAS_STATE)
+    gradient = _tokens(dy, dy, rows, cols, i_b, T, D, W, False) * _activate_slope(z, ACT)
+    at = (i_b * T + rows)[:, None] * D + cols[None, :]
+    tl.store(dz + at, gradient, mask=(rows < T)[:, None] & (cols < D)[None, :])
+
+
 @triton.jit(do_not_specialize=["T", "spans"])
 def _conv_backward(
-    x, state, weight, offset, dy, dx, dstate, sums, T, D, spans,
-    W: tl.constexpr, BW: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, LOOPS: tl.constexpr, ACT: tl.constexpr,
-    HAS_OFFSET: tl.constexpr, HAS_STATE: tl.constexpr,
+    x, state, weight, dz, dx, dstate, sums, T, D, spans,
+    W: tl.constexpr, BW: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, LOOPS: tl.constexpr,
+    HAS_STATE: tl.constexpr,
 ):  # fmt: skip
     """Program (batch, span of tokens, channels); sums [B * spans, W + 1, D] are of dw and d offset.
 
@@ -106,18 +124,14 @@ def _conv_backward(
         rows = (i_p % spans * LOOPS + block) * BT + tl.arange(0, BT)
         if HAS_STATE:
             rows -= W - 1
+        own = _tokens(dz, dz, rows, cols, i_b, T, D, W, False)
+        total += tl.where(lines[:, None] == W, tl.sum(own, 0)[None, :], 0.0)
         gradient = tl.zeros([BT, BD], tl.float32)
         for i in tl.static_range(0, W):
-            dz = _tokens(dy, dy, rows + (W - 1 - i), cols, i_b, T, D, W, False)
-            if ACT != 0:
-                z = _convolved(x, state, weight, offset, rows, cols, i_b, T, D, W - 1 - i, W, HAS_OFFSET, HAS_STATE)
-                dz *= _activate_slope(z, ACT)
-            gradient += dz * tl.load(weight + cols * W + i, mask=cols < D, other=0.0).to(tl.float32)[None, :]
-            if i == W - 1:
-                for j in tl.static_range(0, W):
-                    seen = _tokens(x, state, rows + (j - W + 1), cols, i_b, T, D, W, HAS_STATE)
-                    total += tl.where(lines[:, None] == j, tl.sum(dz * seen, 0)[None, :], 0.0)
-                total += tl.where(lines[:, None] == W, tl.sum(dz, 0)[None, :], 0.0)
+            later = _tokens(dz, dz, rows + (W - 1 - i), cols, i_b, T, D, W, False)
+            gradient += later * tl.load(weight + cols * W + i, mask=cols < D, other=0.0).to(tl.float32)[None, :]
+            seen = _tokens(x, state, rows + (i - W + 1), cols, i_b, T, D, W, HAS_STATE)
+            total += tl.where(lines[:, None] == i, tl.sum(own * seen, 0)[None, :], 0.0)
         keep = (cols < D)[None, :]
         at = (i_b * T + rows)[:, None] * D + cols[None, :]
         tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=((rows >= 0) & (rows < T))[:, None] & keep)
@@ -254,7 +268,7 @@ def _decay_backward(
 
 CONV_TILE = (32, 64)
 CONV_BACKWARD_ROWS = 16
-"""Rows of a tile in the backward pass, which keeps 2 W shifted ones: with 32 they spill."""
+"""Rows of a tile in the backward pass, which loads 2 W shifted ones."""
 
 CONV_LOOPS = 16
 """Tiles one program of the backward pass walks: sums are then a 256th of the tokens."""
@@ -292,10 +306,15 @@ def conv_backward(
     dx = torch.empty_like(x)
     dstate = x.new_empty(0) if state is None else torch.empty_like(state)
     sums = torch.empty(B * spans, W + 1, D, dtype=torch.float32, device=x.device)
+    dz = dy if activation == "none" else torch.empty_like(x, dtype=torch.float32)
+    if activation != "none":
+        _conv_slope[(B * -(-T // BT) * -(-D // BD),)](
+            x, state, weight, offset, dy, dz, T, D, W=W, BT=BT, BD=BD, ACT=ACTIVATION[activation],
+            HAS_OFFSET=offset is not None, HAS_STATE=state is not None, num_warps=4,
+        )  # fmt: skip
     _conv_backward[(B * spans * -(-D // BD),)](
-        x, state, weight, offset, dy, dx, dstate, sums, T, D, spans, W=W, BW=next_power_of_two(W + 1), BT=BT, BD=BD,
-        LOOPS=loops, ACT=ACTIVATION[activation], HAS_OFFSET=offset is not None, HAS_STATE=state is not None,
-        num_warps=4,
+        x, state, weight, dz, dx, dstate, sums, T, D, spans, W=W, BW=next_power_of_two(W + 1), BT=BT, BD=BD,
+        LOOPS=loops, HAS_STATE=state is not None, num_warps=4,
     )  # fmt: skip
     total = sums.sum(0)
     return dx, total[:W].t().to(weight.dtype).contiguous(), total[W].clone(), dstate

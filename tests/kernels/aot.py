@@ -88,6 +88,7 @@ CASES = (
     Case("linear", "float32", "none", _WIDE, "_sweep#0"),
     Case("linear", "float32", "key", _WIDE, "_channel_gradients#0"),
     Case("convolution", "bfloat16", "none", _MODEL, "_conv_forward#0"),
+    Case("convolution", "bfloat16", "none", _MODEL, "_conv_slope#0"),
     Case("convolution", "bfloat16", "none", _MODEL, "_conv_backward#0"),
     Case("head_norm", "bfloat16", "none", _MODEL, "_norm_backward#0"),
     Case("head_norm", "bfloat16", "token", _MODEL, "_norm_backward#0"),
