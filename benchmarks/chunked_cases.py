@@ -17,7 +17,9 @@ from torch.nn.functional import normalize, silu
 from archspec.kernels.delta import delta_rule
 from archspec.kernels.dplr import dplr_rule
 from archspec.kernels.linear import linear_attention
+from archspec.kernels.momentum_delta import momentum_delta_rule
 from archspec.kernels.online import online_memory
+from archspec.kernels.scan import diagonal_scan
 from archspec.kernels.softmax import softmax_attention
 
 B, H, K, V = 8, 2, 32, 32
@@ -61,6 +63,9 @@ def _inputs(*names: str) -> Callable[[int], Inputs]:
             "g_key": -0.1 * torch.rand(B, T, H, K),
             "a": -key,
             "b": key * torch.rand(B, T, H, K),
+            "step": 0.5 * torch.rand(B, T, H),
+            "momentum": 0.9 * torch.rand(B, T, H),
+            "x": torch.randn(B, T, H, K),
             "step_size": 0.1 * torch.rand(B, T, H),
             "w1": torch.randn(B, H, K, 2 * K) / K**0.5,
             "w2": torch.randn(B, H, 2 * K, V) / (2 * K) ** 0.5,
@@ -148,6 +153,29 @@ def dplr_loop(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, g_key: Tens
     return _joined(outputs)
 
 
+def momentum_delta_loop(q: Tensor, k: Tensor, v: Tensor, step: Tensor, momentum: Tensor, g: Tensor) -> Tensor:
+    """P = mu P + theta k (v - S^T k)^T; S = alpha S + P; o = S^T q."""
+    state = moving = q.new_zeros(B * H, K, V)
+    outputs = []
+    parts = (q[..., None, :] * K**-0.5, k[..., None, :], v[..., None, :], step[..., None, None])
+    rows = zip(*(_tokens(x) for x in parts), _tokens(momentum[..., None, None]), _decays(g, None), strict=True)
+    for query, key, value, theta, mu, alpha in rows:
+        error = torch.baddbmm(value, key, state, alpha=-1)
+        moving = torch.baddbmm(mu * moving, (theta * key).mT, error)
+        state = torch.addcmul(moving, alpha, state)
+        outputs.append(torch.bmm(query, state))
+    return _joined(outputs)
+
+
+def scan_loop(x: Tensor, g_key: Tensor) -> Tensor:
+    """h = alpha h + x."""
+    state, outputs = torch.zeros_like(x[:, 0]), []
+    for alpha, written in zip(g_key.exp().unbind(1), x.unbind(1), strict=True):
+        state = torch.addcmul(written, alpha, state)
+        outputs.append(state)
+    return torch.stack(outputs, 1)
+
+
 def softmax_loop(window: int | None) -> Form:
     """o_t = softmax(q_t K^T) V over the tokens so far, or the last of them."""
 
@@ -208,6 +236,14 @@ CASES = (
     Case("delta", "scalar decay", _inputs("q", "k", "v", "beta", "g"), *_forms(delta_rule), delta_loop),
     Case("delta", "key decay", _inputs("q", "k", "v", "beta", "g_key"), *_forms(delta_rule), delta_loop),
     Case("dplr", "key decay", _inputs("q", "k", "v", "a", "b", "g_key"), *_forms(dplr_rule), dplr_loop),
+    Case(
+        "momentum_delta",
+        "scalar decay",
+        _inputs("q", "k", "v", "step", "momentum", "g"),
+        *_forms(momentum_delta_rule),
+        momentum_delta_loop,
+    ),
+    Case("scan", "elementwise decay", _inputs("x", "g_key"), *_forms(diagonal_scan), scan_loop),
     Case("softmax", "all tokens", _inputs("q", "k", "v"), *_forms(softmax_attention), softmax_loop(None)),
     Case(
         "softmax",
