@@ -192,7 +192,7 @@ def compile_ahead(job: Job) -> str | None:
     """
     name, who, heads, dim, offset, slices = job
     if who != "ours":
-        _take_slices(offset, slices)
+        take_slices(offset, slices)
     op = OPS[name]
     inputs = op.inputs((1, 1024, heads, dim))
     try:
@@ -203,7 +203,7 @@ def compile_ahead(job: Job) -> str | None:
     return None
 
 
-def _take_slices(offset: int, slices: int) -> None:
+def take_slices(offset: int, slices: int) -> None:
     os.environ["FLA_CACHE_RESULTS"] = "0"  # read when the peer is imported
     whole = Autotuner.prune_configs
 

@@ -30,6 +30,7 @@ from torch.nn import functional
 
 import archspec
 from archspec.decoding import GraphDecoder
+from benchmarks.kernels import choose_quickly, take_slices
 
 # The peer's dependencies look for a package named `kernels`; from the repository's root they would find this folder.
 sys.modules["kernels"] = None  # type: ignore[assignment]
@@ -200,9 +201,14 @@ def measures(
             yield f"decode B={batch}", _refused(refusal)
 
 
-def compile_ahead(job: tuple[str, str, argparse.Namespace]) -> None:
-    """Compile the kernels of one layer in a process of its own; all share the disk cache, so they compile at once."""
-    name, who, args = job
+def compile_ahead(job: tuple[str, str, argparse.Namespace, int]) -> None:
+    """Compile the kernels of one layer in a process of its own; the disk cache is shared.
+
+    Of a peer that tries out configurations, one process compiles every ``--slices``-th.
+    """
+    name, who, args, offset = job
+    if who != "ours":
+        take_slices(offset, args.slices)
     few = argparse.Namespace(**vars(args) | {"layers": 1, "batch": min(args.batch, 1), "repeats": 1})
     for measure, found in measures(name, who, few):
         if isinstance(found, str):
@@ -247,6 +253,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=2048, help="tokens of a training sequence")
     parser.add_argument("--decode", default="1,64", help="comma-separated batch sizes of decoding")
     parser.add_argument("--repeats", type=int, default=5, help="timed training steps; four times as many tokens")
+    parser.add_argument(
+        "--slices", type=int, default=6, help="processes that share the peer's configurations of a model"
+    )
     parser.add_argument("--commit", default=None, help="commit to report where git cannot tell")
     parser.add_argument("--write", metavar="FILE", help="also write the table to this file")
     args = parser.parse_args()
@@ -267,9 +276,12 @@ def main() -> None:
     args = parse()
     if not torch.cuda.is_available():
         sys.exit("benchmarks.model: no CUDA device is visible; run it on a machine with one.")
-    jobs = [(name, who, args) for name in args.models for who in (["ours", args.peer] if args.peer else ["ours"])]
+    jobs = [(name, "ours", args, 0) for name in args.models]
+    if args.peer:
+        jobs += [(name, args.peer, args, offset) for name in args.models for offset in range(args.slices)]
     with ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compile_ahead, jobs))
+    choose_quickly()
     lines = header(args)
     print("\n".join(lines), flush=True)
     for line in rows(args):
