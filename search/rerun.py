@@ -2,7 +2,8 @@
 
 The run's own driver does it, in a folder of its own, with an executor that evaluates nothing: evaluations finish in the
 order in which they did, with the results that they had, measured times included. Every event that is a decision or a
-completion must come out as it stands in the log, in the same order; starts, deaths and pauses may differ.
+completion must come out as it stands in the log, in the same order; starts, deaths and pauses may differ. Re-scoring
+a front on fresh seeds decides nothing, and is left out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from archspec.errors import RunError
 from archspec.search.driver import Driver, Limits
 from archspec.search.eventlog import EVENTS, Event, read_events
 from archspec.search.executors import Outcome, Request
+from archspec.search.records import RECHECK
 from archspec.search.rundir import SEARCH, RunFolder
 from archspec.search.searchfile import load_search_file
 
@@ -52,11 +54,11 @@ def replay_run(folder: Path) -> Replay:
     """
     if not (folder / EVENTS).is_file() or not (folder / SEARCH).is_file():
         raise RunError(f"{folder}: no run here ({EVENTS} or {SEARCH} is missing)")
-    search = load_search_file(folder / SEARCH, overrides=["storage=null", "cache=null"])
+    search = load_search_file(folder / SEARCH, overrides=["storage=null", "cache=null", "recheck=null"])
     events = list(read_events(folder / EVENTS))
     if any(event["event"] == "grown" for event in events):
         raise RunError(f"{folder}: the space grew during this run; required: a run of one search file")
-    log = [event for event in events if event["event"] in DECISIONS]
+    log = [event for event in events if event["event"] in DECISIONS and RECHECK not in event.get("stage", "")]
     with TemporaryDirectory() as temporary:
         shared = folder.parent / ".cache"
         if shared.is_dir():  # frozen corpora are read, not built again

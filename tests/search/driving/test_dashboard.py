@@ -27,7 +27,7 @@ class Quiet(WSGIRequestHandler):
 def test_the_dashboard_sees_the_trials_of_a_run(tiny_file: Path, tmp_path: Path) -> None:
     few = ["ladder[0].candidates=3", "ladder[0].promote.count=2", "baselines=[]", "cost.measure=false"]
     folder = tmp_path / "runs" / "tiny"
-    run = search.run(tiny_file, run_dir=folder, workers=1, overrides=few).run
+    run = search.run(tiny_file, run_dir=folder, workers=1, executor="inprocess", overrides=few).run
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     with make_server("127.0.0.1", 0, wsgi(storage), handler_class=Quiet) as server:

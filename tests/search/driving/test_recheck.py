@@ -24,14 +24,14 @@ def test_a_front_becomes_final_on_fresh_seeds_and_only_once(
 ) -> None:
     folder = tmp_path / "runs" / "tiny"
     few = ["ladder[0].candidates=3", "ladder[0].promote.count=2", "baselines=[]", "cost.measure=false"]
-    first = search.run(tiny_file, run_dir=folder, workers=1, overrides=few)
+    first = search.run(tiny_file, run_dir=folder, workers=1, executor="inprocess", overrides=few)
     front = {trial.number for trial in first.front}
     assert not any(trial.rechecked for trial in first.run)
     scores = {trial.number: dict(trial.scores) for trial in first.run.trained}
     assert main(["pareto", str(folder)]) == EXIT_OK
     assert "provisional: no member is re-scored" in " ".join(capsys.readouterr().out.split())
 
-    again = search.run(tiny_file, run_dir=folder, workers=1, overrides=[*few, "recheck=2"])
+    again = search.run(tiny_file, run_dir=folder, workers=1, executor="inprocess", overrides=[*few, "recheck=2"])
     run = load_run(folder)
     assert again.status == "finished"
     assert survey(run).front == front
@@ -56,8 +56,9 @@ def test_a_front_becomes_final_on_fresh_seeds_and_only_once(
     assert f"final: every one of its {len(front)} members is re-scored on fresh seeds" in shown
     assert "fresh seeds: recall accuracy" in shown
 
+    assert main(["replay", str(folder)]) == EXIT_OK
     results = sorted((folder / "results").iterdir())
-    search.run(tiny_file, run_dir=folder, workers=1, overrides=[*few, "recheck=2"])
+    search.run(tiny_file, run_dir=folder, workers=1, executor="inprocess", overrides=[*few, "recheck=2"])
     assert sorted((folder / "results").iterdir()) == results
 
 
