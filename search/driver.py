@@ -275,7 +275,7 @@ class Driver:
             found = Rejection("duplicate", reason, {}, found.hash)
         drawn = {"coordinates": proposal.coordinates, "how": proposal.how, "redraws": proposal.redraws}
         if isinstance(found, Candidate):
-            self._study.label(proposal.number, hash=found.hash, trial=number)
+            self._study.label(proposal.number, hash=found.hash)
             self._accept(number, name, found, index, "", drawn)
             self._proposer.hear(proposal, None)
             return found

@@ -186,13 +186,14 @@ def status_lines(run: Run, found: Survey, width: int) -> Lines:
     rejected = sum(counts.rejected.values())
     wanted = f" of {run.trials_wanted:,}" if run.trials_wanted else ""
     pairs = [
-        ("sampled", f"{counts.sampled:,}"),
+        ("sampled", f"{counts.sampled:,}{_acceptance(counts.acceptance_rate)}"),
         ("rejected", ", ".join([f"{rejected:,}", *(f"{rule} {n:,}" for rule, n in counts.rejected.items())])),
-        ("duplicates", f"{counts.duplicates:,}"),
+        ("duplicates", f"{counts.duplicates:,}, and {run.redraws:,} drawn again at once"),
         ("accepted", f"{counts.accepted:,}{wanted}, besides {counts.baselines:,} baselines"),
         ("evaluated", f"{counts.evaluated:,}"),
         ("trained", f"{counts.trained:,}"),
         ("failed", f"{counts.failed:,}"),
+        *([("from the cache", f"{run.reused:,} evaluations")] if run.reused else []),
         ("on the front", f"{len(found.front):,}"),
         ("hypervolume", number(found.hypervolume)),
         ("last event", moment(run.updated)),
@@ -203,6 +204,10 @@ def status_lines(run: Run, found: Survey, width: int) -> Lines:
     lines += _section("running", [Text(shortened(line, width - 2)) for line in running(run)])
     lines += _section("best so far", facts(best(run), width - 2))
     return [*lines, "", Text.assemble(("continue: ", "dim"), clean(run.command))] if run.command else lines
+
+
+def _acceptance(rate: float | None) -> str:
+    return "" if rate is None else f", {rate:.0%} of them legal and within the constraints"
 
 
 def running(run: Run) -> list[str]:

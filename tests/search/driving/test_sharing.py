@@ -47,7 +47,7 @@ def start(folder: Path, study: str, *overrides: str, **options: Any) -> SearchRe
     )
 
 
-def test_another_study_takes_what_is_known_and_says_so(first: SearchResult) -> None:
+def test_another_study_takes_what_is_known_and_says_so(first: SearchResult, capsys: Any) -> None:
     folder = first.folder.parent.parent
     again = start(folder, "second")
     evaluations = [event for event in read_events(again.folder / "events.jsonl") if event["event"] == "finished"]
@@ -59,6 +59,10 @@ def test_another_study_takes_what_is_known_and_says_so(first: SearchResult) -> N
     assert best.spec["name"] == best.name  # the result carries this study's spec, not the other's
     assert best.weights["recall"].read_bytes() == first.run.trained[-1].weights["recall"].read_bytes()
     assert load_run(again.folder).reused == again.run.reused
+    assert main(["status", str(again.folder)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{again.run.reused} evaluations" in shown
+    assert f"{again.run.counts.acceptance_rate:.0%} of them legal and within the constraints" in shown
     other = start(folder, "third", "seed=4", "ladder[0].candidates=1", "baselines=[]")
     assert other.run.reused == 0  # another seed is another evaluation
 
