@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import platform
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -136,7 +137,8 @@ def write(results: Results, settings: Settings, output: Path) -> None:
     """Write the results as JSON and, beside it, as a table."""
     ordered = {name: results[name] for name in sorted(results)}
     missing = [name for name in shipped() if name not in results]
-    found = {"settings": asdict(settings), "models": ordered, "not_run": missing}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    found = {"settings": asdict(settings), "versions": versions, "models": ordered, "not_run": missing}
     output.write_text(json.dumps(found, indent=2) + "\n")
     output.with_suffix(".md").write_text(as_table(ordered, missing, settings))
 
@@ -150,7 +152,8 @@ def as_table(results: Results, missing: Iterable[str], settings: Settings) -> st
         f"`python -m benchmarks.zoo`: {settings.steps} steps of {settings.batch_size} x {settings.length} bytes "
         f"({settings.tokens:,} tokens) of the standard library's source, about {settings.parameters:,} non-embedding "
         f"parameters, peak learning rate {settings.learning_rate:g}, seed {settings.seed}. One seed and one rate, far "
-        "from convergence: it shows that a model trains, not which is best.",
+        "from convergence: it shows that a model trains, not which is best. Seconds are wall time, beside whatever "
+        "else ran on the machine.",
         "",
         f"| model | bits per byte | beside {BESIDE} | parameters | seconds | device |",
         "|---|---|---|---|---|---|",
