@@ -42,8 +42,8 @@ class Plan:
 LONGEST_GATED_SEGMENT = 1024
 """Tokens between two pairs of stored states: gate gradients are sums that drift by bf16 rounding in between.
 
-Before the sweeps took the state's lower half too, the drift was 0.004 of their size over 512 tokens, 0.0055 over 1024 and
-0.0075 over 2048 (gates of several strengths, K = V = 64); what is left of it by length was not measured.
+Before the sweeps took the state's lower half too, the drift was 0.004 of their size over 512 tokens, 0.0055 over
+1024 and 0.0075 over 2048 (gates of several strengths, K = V = 64); what is left of it by length was not measured.
 """
 
 SHORTEST_SEGMENT = 1024
