@@ -1,6 +1,6 @@
 """Kills at random moments: is every evaluation that was asked for completed, and none lost or repeated?
 
-    python -m benchmarks.kills --kills 100 [--storage URL] [--seed 0] [--folder DIR]
+    python -m benchmarks.kills --kills 100 [--storage URL] [--fork] [--seed 0] [--folder DIR]
 
 One search of cheap evaluations is started again and again by the same command. Each time, after a random delay from the
 start of the process or of its work on, its driver or one of its workers gets SIGKILL. After the last kill the search
@@ -10,7 +10,7 @@ runs to its end. Then the event log and the result files are compared:
     completed   those with exactly one ``finished`` event and a result file
     lost        results on disk at some kill that are gone or other bytes at the end
     repeated    evaluations submitted again after they had finished, or finished twice
-    resume_s    from the start of a process to its ``started`` event, and to the first result it adds
+    resume      from the start of a process to its ``started`` event, and to the first result it adds
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Protocol
 
+from archspec import commands
 from archspec.search.eventlog import Event, read_events
+
+FORKED = ("search", "kills.yaml", "--executor", "inprocess", "--quiet")
 
 SEARCH = """
 study: kills
@@ -71,16 +75,60 @@ class Tally:
     changed: set[str] = field(default_factory=set)
 
 
+class Process(Protocol):
+    """What is asked of a driver's process."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+
+
+class Forked:
+    """A driver as a child of this process, which has loaded everything: it starts at once."""
+
+    def __init__(self, folder: Path, arguments: list[str]) -> None:
+        self._code: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 1
+        try:
+            os.chdir(folder)
+            output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            code = commands.main(arguments)
+            sys.stdout.flush()
+        finally:
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while it runs."""
+        if self._code is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if ended else None
+        return self._code
+
+    def wait(self) -> int:
+        """Wait for its end."""
+        if self._code is None:
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._code
+
+
 class Search:
     """One search in a folder, started and killed."""
 
-    def __init__(self, folder: Path, arguments: list[str]) -> None:
-        self.folder, self._arguments = folder, arguments
+    def __init__(self, folder: Path, arguments: list[str], *, fork: bool) -> None:
+        self.folder, self._arguments, self._fork = folder, arguments, fork
         self.run = folder / "runs" / "kills"
         (folder / "kills.yaml").write_text(SEARCH)
 
-    def start(self, trials: int) -> subprocess.Popen[bytes]:
+    def start(self, trials: int) -> Process:
         """Start a driver."""
+        if self._fork:
+            return Forked(self.folder, [*FORKED, "--trials", str(trials), *self._arguments])
         command = [sys.executable, "-m", "archspec", "search", "kills.yaml", "--workers", "2", "--quiet"]
         with (self.folder / "output").open("ab") as output:
             return subprocess.Popen(
@@ -101,6 +149,20 @@ class Search:
         """Return a hash of every result on disk."""
         files = (self.run / "results").glob("*.json")
         return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def load_everything() -> None:
+    """Import what a driver imports, on one thread, so that its copies need not."""
+    import torch
+
+    from archspec import catalog
+    from archspec.search import entry, evaluation, report
+
+    torch.set_num_threads(1)
+    catalog.load_search()
+    assert entry.run
+    assert evaluation.evaluate
+    assert report.write_report
 
 
 def children(process: int) -> list[int]:
@@ -174,11 +236,14 @@ def main() -> int:
     parser.add_argument("--longest", type=float, default=8.0, help="longest time between two kills, seconds")
     parser.add_argument("--limit", type=float, default=1e9, help="no further kill after so many seconds")
     parser.add_argument("--storage", help="a database's URL for the study, instead of the journal")
+    parser.add_argument("--fork", action="store_true", help="evaluate in the driver, forked from a loaded process")
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="archspec-kills-"))
     folder.mkdir(parents=True, exist_ok=True)
-    search = Search(folder, ["--storage", args.storage] if args.storage else [])
+    if args.fork:
+        load_everything()
+    search = Search(folder, ["--storage", args.storage] if args.storage else [], fork=args.fork)
     draw, tally, began = random.Random(args.seed), Tally(), time.monotonic()
     while tally.drivers + tally.workers < args.kills and time.monotonic() - began < args.limit:
         kill(search, draw, tally, args.kills, args.longest)

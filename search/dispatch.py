@@ -47,18 +47,20 @@ class Dispatcher:
         self._on_progress = on_progress
         self._queue: deque[Request] = deque()
         self._flying: dict[str, Request] = {}
+        self._outstanding: set[str] = set()
 
     def add(self, requests: Iterable[Request], *, first: bool = False) -> None:
         """Queue what is not done yet, behind what is queued or, if it goes ``first``, before it."""
         place = 0
         for request in requests:
-            if request["key"] in self._run.finished_keys or self._is_known(request):
+            if request["key"] in self._run.finished_keys or request["key"] in self._outstanding:
                 continue
             path = self._folder.result(request["key"])
             if path.is_file() or (self._shared is not None and self._shared.fetch(request, path)):
                 self._record(request)
             else:
                 self._queue.insert(place if first else len(self._queue), request)
+                self._outstanding.add(request["key"])
                 place += 1
 
     @property
@@ -87,15 +89,14 @@ class Dispatcher:
                 self._emit("cancelled", key=request["key"], trial=request["trial"], stage=request["stage"])
         self._flying.clear()
         self._queue.clear()
-
-    def _is_known(self, request: Request) -> bool:
-        return any(request["key"] == other["key"] for other in self.outstanding)
+        self._outstanding.clear()
 
     def _fill(self) -> None:
         while self._queue and len(self._flying) < self._executor.capacity:
             request = self._queue.popleft()
             key, attempt = request["key"], self._run.attempts.get(request["key"], 0) + 1
             if self._run.trials[request["trial"]].state == "failed":
+                self._outstanding.discard(key)
                 continue  # another of its evaluations failed: this one could not save it
             if attempt > MAX_STARTS:
                 self._fail(request, f"was started {MAX_STARTS} times and never finished")
@@ -136,6 +137,7 @@ class Dispatcher:
         self._record(request)
 
     def _record(self, request: Request) -> None:
+        self._outstanding.discard(request["key"])
         result = json.loads(self._folder.result(request["key"]).read_bytes())
         if self._shared is not None:
             self._shared.keep(self._folder.result(request["key"]), result)
