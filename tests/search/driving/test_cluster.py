@@ -83,7 +83,7 @@ def request_of(load_tiny: Any, folder: Path, key: str, **options: Any) -> dict[s
 
 
 def until(executor: RayCluster, count: int) -> list[Outcome]:
-    stop, found = time.monotonic() + 60, list[Outcome]()
+    stop, found = time.monotonic() + 120, list[Outcome]()
     while len(found) < count:
         assert time.monotonic() < stop, f"only {found}"
         found += executor.wait(0.2)
