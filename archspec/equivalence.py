@@ -50,6 +50,27 @@ def _no_momentum(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
     return _with(mixer, update=Update.parse("gradient_descent").model_copy(update=shared))
 
 
+def _one_step(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
+    """Several steps a token, when they are one, are gradient descent."""
+    update = mixer.update
+    if update.kind != "multi_step" or update.steps_per_token != 1:
+        return mixer
+    shared = {name: getattr(update, name) for name in Update.model_fields}
+    return _with(mixer, update=Update.parse("gradient_descent").model_copy(update=shared))
+
+
+def _identity_link(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
+    """At q = 2 both links of lq are the identity: a decay, wherever the link applies."""
+    retention, anchor = mixer.retention, mixer.update.anchor
+    if retention.kind != "lq" or getattr(retention, "q", None) != 2:
+        return mixer
+    plain = Retention.parse({"kind": "decay", "gate": 1.0})
+    plain = plain.model_copy(update={"gate": retention.decay_gate, "order": retention.order})
+    if anchor is not None:
+        anchor = anchor.model_copy(update={"link": "token"})
+    return _with(mixer, retention=plain, update=mixer.update.model_copy(update={"anchor": anchor}))
+
+
 def _same_write_size(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
     """A constant write size equal to the constant step size says nothing new."""
     update = mixer.update
@@ -105,6 +126,8 @@ def _anchor_of_one(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
 
 
 MERGES: tuple[Merge, ...] = (
+    _identity_link,
+    _one_step,
     _no_decay,
     _no_momentum,
     _same_write_size,

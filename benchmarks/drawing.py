@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from archspec.component import FAMILIES
@@ -147,11 +147,13 @@ class Drawer:
     def _choices(self, place: str) -> list[Json]:
         """Return every combination of the four kinds that is legal in its smallest form, in this place."""
         if place not in self._kinds:
-            self._kinds[place] = [
-                {**dict(zip(CHOICES, combination, strict=True))}
-                for combination in self._combinations()
-                if not self.conditional or self._legal(dict(zip(CHOICES, combination, strict=True)))
-            ]
+            every = (dict(zip(CHOICES, combination, strict=True)) for combination in self._combinations())
+            options: Iterable[Json] = every
+            if place:  # what is illegal alone is illegal inside
+                wrap, self._wrap = self._wrap, document
+                options = self._choices("")
+                self._wrap = wrap
+            self._kinds[place] = [{**four} for four in options if not self.conditional or self._legal(four)]
         return self._kinds[place]
 
     def _combinations(self) -> Iterator[tuple[Json, ...]]:

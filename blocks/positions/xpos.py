@@ -39,5 +39,5 @@ class Xpos(Rope, kind="xpos"):
         base = (pair / max(half, 1) + self.gamma) / (1 + self.gamma)
         sign = 1.0 if is_query else -1.0
         scale = base ** (sign * index.to(torch.float64)[:, None, None] / self.scale_base)  # [T, 1, K/2]
-        both = torch.cat([scale, scale, torch.ones_like(scale[..., : x.shape[-1] - 2 * half])], dim=-1)
+        both = torch.cat([scale, scale, scale.new_ones(*scale.shape[:-1], x.shape[-1] - 2 * half)], dim=-1)
         return super().apply(x, positions, is_query=is_query) * both.to(x.dtype)

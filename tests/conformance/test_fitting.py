@@ -246,6 +246,7 @@ def agrees(changes: dict[str, Any]) -> None:
         {"value": {"blend": {"with": "first_layer", "gate": "sigmoid"}}},
         {"value": {"blend": {"with": "first_layer", "gate": {"kind": "sigmoid", "per": "value", "conv": 2}}}},
         {"key": {"blend": {"with": "first_layer", "gate": {"kind": "sigmoid", "per": "key", "shift": "lerp"}}}},
+        {"qk": [{"dim": 1, "position": "xpos"}, {"dim": 3, "position": "rope"}]},
         {"gates": {"eta": "sigmoid"}, "update": {"kind": "multi_step", "steps": 2, "step_size": "eta"}},
         {"update": {"kind": "multi_step", "steps": 2, "step_size": {"kind": "sigmoid", "per": "key"}}},
         {"memory": {"kind": "kv", "scale": -0.5}, "update": "nonparametric"},

@@ -1,0 +1,156 @@
+"""The merges of the normal form, one by one: true ones share a hash *and* the function, tempting ones do not merge.
+
+The list is that of docs/language.md, "Equal specs".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import archspec
+from archspec.canonical import architecture_hash
+from archspec.schema import Spec
+
+SIGMOID = {"kind": "sigmoid", "scale": 0.3}
+GDN = {"kind": "decay", "gate": "gdn"}
+KV = {"memory": "kv", "update": "nonparametric"}
+DESCENT = {"kind": "gradient_descent", "step_size": SIGMOID}
+
+
+def spec(changes: dict[str, Any]) -> Spec:
+    changes = dict(changes)
+    document = {"name": "merge", "model_dim": 8, "layout": changes.pop("layout", "main")}
+    block = changes.pop("block", "main")
+    mixer = {"num_heads": 2, "key_dim": 4, "value_dim": 4, "memory": "matrix", "update": DESCENT, **changes}
+    return archspec.load({**document, "blocks": {block: {"mixer": mixer}}})
+
+
+def decay(gate: Any, order: str = "decay_first") -> dict[str, Any]:
+    return {"kind": "decay", "gate": gate, "order": order}
+
+
+def descent(**more: Any) -> dict[str, Any]:
+    return {**DESCENT, **more}
+
+
+def momentum(value: Any) -> dict[str, Any]:
+    return {"kind": "momentum", "momentum": value, "step_size": SIGMOID}
+
+
+CONSTANT = {"kind": "constant", "value": 0.5}
+MLP = {"kind": "mlp", "expansion": 1}
+
+TRUE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a short form": ({"bias": "l2"}, {"bias": {"kind": "l2"}}),
+    "a preset": ({"retention": GDN}, {"retention": decay({"kind": "ssd", "rate": {"init": {"uniform": [0, 16]}}})}),
+    "a default": ({}, {"bias": "l2", "retention": "none"}),
+    "a resolved size": ({"key_dim": 4}, {"key_dim": {"ratio": 1}}),
+    "a repeat": ({"layout": {"repeat": 2, "of": "main"}}, {"layout": ["main", "main"]}),
+    "a cycle": ({"layout": {"cycle": 2, "of": "main"}}, {"layout": ["main", "main"]}),
+    "a block's name": ({"block": "main"}, {"block": "other", "layout": "other"}),
+    "a loop of one": ({"layout": {"loop": 1, "of": "main"}}, {"layout": "main"}),
+    "a constant along an axis": (
+        {"update": descent(step_size={**CONSTANT, "per": "key"})},
+        {"update": descent(step_size=0.5)},
+    ),
+    "a decay of one": ({"retention": decay(1)}, {"retention": "none"}),
+    "a decay of one in another order": ({"retention": decay(1, "step_first")}, {"retention": "none"}),
+    "momentum zero": ({"update": momentum(0)}, {"update": DESCENT}),
+    "one of several steps": ({"update": {"kind": "multi_step", "steps": 1, "step_size": SIGMOID}}, {"update": DESCENT}),
+    "orders under dot": (
+        {"bias": "dot", "retention": decay("gdn")},
+        {"bias": "dot", "retention": decay("gdn", "together")},
+    ),
+    "an anchor under dot": ({"bias": "dot", "update": descent(anchor=4)}, {"bias": "dot", "update": DESCENT}),
+    "an anchor of one": (
+        {"update": descent(anchor=1), "retention": decay("gdn")},
+        {"update": DESCENT, "retention": decay("gdn", "together")},
+    ),
+    "lq at two, printed": (
+        {"memory": {"kind": "matrix", "initial": "learned"}, "retention": {"kind": "lq", "gate": "sigmoid", "q": 2}},
+        {"memory": {"kind": "matrix", "initial": "learned"}, "retention": decay("sigmoid")},
+    ),
+    "lq at two, mirror": (
+        {
+            "memory": {"kind": "matrix", "initial": "learned"},
+            "retention": {"kind": "lq", "gate": "sigmoid", "q": 2, "map": "mirror"},
+        },
+        {"memory": {"kind": "matrix", "initial": "learned"}, "retention": decay("sigmoid")},
+    ),
+    "lp at one": ({"bias": {"kind": "lp", "p": 1}}, {"bias": "l1"}),
+    "lp at two": ({"bias": {"kind": "lp", "p": 2}}, {"bias": "l2"}),
+    "huber's forms at one channel": (
+        {"value_dim": 1, "bias": {"kind": "huber", "form": "norm"}},
+        {"value_dim": 1, "bias": {"kind": "huber", "form": "coordinate"}},
+    ),
+    "a window of one": ({"bias": {"kind": "l2", "window": {"length": 1, "weights": 1}}}, {"bias": "l2"}),
+    "a write as strong as the step": (
+        {"update": {"kind": "gradient_descent", "step_size": 0.5, "write_size": 0.5}},
+        {"update": {"kind": "gradient_descent", "step_size": 0.5}},
+    ),
+}
+
+TEMPTING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "smoothed lp at two and l2": ({"bias": {"kind": "lp", "p": 2, "smoothing": 10}}, {"bias": "l2"}),
+    "lp near two and l2": ({"bias": {"kind": "lp", "p": 2.0001}}, {"bias": "l2"}),
+    "huber with a far threshold and l2": ({"bias": {"kind": "huber", "threshold": 1e6}}, {"bias": "l2"}),
+    "step first and decay first under dot": (
+        {"bias": "dot", "retention": decay("gdn", "step_first")},
+        {"bias": "dot", "retention": decay("gdn")},
+    ),
+    "orders of a network under dot": (
+        {"memory": MLP, "bias": "dot", "retention": decay("gdn", "together")},
+        {"memory": MLP, "bias": "dot", "retention": decay("gdn")},
+    ),
+    "an anchored network under dot": (
+        {"memory": MLP, "bias": "dot", "update": descent(anchor=4)},
+        {"memory": MLP, "bias": "dot"},
+    ),
+    "an anchored matrix under l2": ({"update": descent(anchor=4)}, {}),
+    "orders of a matrix under l2": ({"retention": decay("gdn", "together")}, {"retention": decay("gdn")}),
+    "a step twice as large": ({"update": descent(step_size={"kind": "sigmoid", "scale": 0.6})}, {}),
+    "an implicit and an explicit step": ({"update": {"kind": "implicit", "step_size": SIGMOID}}, {}),
+    "two steps and one": ({"update": {"kind": "multi_step", "steps": 2, "step_size": SIGMOID}}, {}),
+    "a low rank that is full": ({"key": {"rank": 8}}, {}),
+    "a network of one layer and a matrix": ({"memory": {"kind": "mlp", "depth": 1}}, {}),
+    "a convolution of one and none": ({"key": {"conv": 1}}, {}),
+    "a loop and a repeat": (
+        {"layout": {"loop": 2, "of": "main"}},
+        {"layout": {"repeat": 2, "of": "main"}},
+    ),
+    "a long window and all tokens": ({"memory": {"kind": "kv", "window": 4096}, "update": "nonparametric"}, KV),
+    "a scaled query before a norm": (
+        {"qk": {"norm": "l2"}, "memory": {"kind": "matrix", "scale": 2}},
+        {"qk": {"norm": "l2"}},
+    ),
+    "kl and decay": ({"retention": {"kind": "kl", "gate": 0.5}}, {"retention": decay(0.5)}),
+}
+
+
+@pytest.mark.parametrize("name", TRUE)
+def test_true_merges_share_hash_parameters_outputs_and_state(name: str) -> None:
+    first, second = map(spec, TRUE[name])
+    assert architecture_hash(first) == architecture_hash(second)
+    models = [archspec.compile(found, vocab_size=5, dtype=torch.float64) for found in (first, second)]
+    own, other = (list(model.parameters()) for model in models)
+    assert [p.shape for p in own] == [p.shape for p in other]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for mine, its in zip(own, other, strict=True):
+            mine.add_(0.3 * torch.randn(mine.shape, generator=generator, dtype=torch.float64))
+            its.copy_(mine)
+        for length in (1, 6, 11):
+            tokens = torch.randint(0, 5, (2, length), generator=generator)
+            found, expected = (model(tokens) for model in models)
+            torch.testing.assert_close(found.logits, expected.logits, rtol=1e-9, atol=1e-9)
+            kept = [sum(x[0].numel() for x in output.state.tensors.values()) for output in (found, expected)]
+            assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("name", TEMPTING)
+def test_tempting_merges_hash_apart(name: str) -> None:
+    first, second = map(spec, TEMPTING[name])
+    assert architecture_hash(first) != architecture_hash(second)
