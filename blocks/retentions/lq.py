@@ -39,7 +39,9 @@ class Lq(Retention, kind="lq"):
         # The largest entry is divided out first, so that no power over- or underflows.
         largest = dual.abs().amax((-2, -1), keepdim=True).clamp(min=1e-30)
         unit = dual / largest
-        norm = unit.abs().pow(self.q).sum((-2, -1), keepdim=True).pow((self.q - 2) / self.q)
+        # The sum is at least 1, unless the weights have faded to zero: the mirror map is zero there.
+        total = unit.abs().pow(self.q).sum((-2, -1), keepdim=True).clamp(min=1.0)
+        norm = total.pow((self.q - 2) / self.q)
         if self.map == "printed":
             return unit / norm * largest.pow(3 - self.q)
         return unit.sign() * unit.abs().pow(self.q - 1) / norm * largest
