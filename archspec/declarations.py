@@ -134,12 +134,13 @@ def num_buffered(parameters: Mapping[str, Parameter]) -> int:
 def num_accumulated(mixer: MemoryMixer, dims: HeadDims) -> int:
     """Return the scalars that a mixer's gates keep between tokens, those inside other gates included."""
 
-    def of(gate: Gate) -> int:
-        rows, columns = gate_size(gate.per, dims)
-        own = dims.num_heads * rows * columns if gate.keeps is not None else 0
-        return own + sum(of(inner) for _, inner in gates_of(gate))
+    def of(gate: Gate, seen: HeadDims) -> int:
+        rows, columns = gate_size(gate.per, seen)
+        own = seen.num_heads * rows * columns if gate.keeps is not None else 0
+        return own + sum(of(inner, seen) for _, inner in gates_of(gate))
 
-    return sum(of(gate) for _, gate in mixer.named_gates())
+    pairs = mixer.retention.gate_dims(dims)  # a retention of complex numbers has half as many
+    return sum(of(gate, pairs if path.startswith("retention.") else dims) for path, gate in mixer.named_gates())
 
 
 def gate_parameters(gate: Gate, widths: Mapping[str, int], dims: HeadDims) -> dict[str, Parameter]:
