@@ -465,7 +465,7 @@ class Retention(Component, family="retention", noun="retention gate"):
 
     @property
     def decay_gate(self) -> Gate | None:
-        """The gate whose value is alpha; None when nothing decays."""
+        """The gate whose value is alpha, which stands in the field ``gate``; None when nothing decays."""
         return None
 
     def gate_dims(self, dims: HeadDims) -> HeadDims:

@@ -113,7 +113,7 @@ class Drawer:
             drawn = self._at(shell, "qk", lambda: self._value(properties["qk"], "qk", 1))
             found["qk"] = drawn if isinstance(drawn, list) else {**UNIT, **drawn}
         for name in CHOICES:
-            found[name] = self._at(shell, name, lambda name=name: self._component(name, shell[name]))
+            found[name] = self._at(shell, name, functools.partial(self._component, name, shell[name]))
         if "step_size" in shell["update"]:
             step = found["update"]["step_size"]
             step = step if isinstance(step, dict) else {"kind": "constant", "value": step}
@@ -127,7 +127,7 @@ class Drawer:
         properties = self.definitions[f"mixer.{kind}"]["properties"]
         found = smallest = smallest_composition(kind, properties)
         for path in _mixers(smallest):
-            found = _put(found, path, self.mixer(lambda mixer, path=path: document(_put(smallest, path, mixer))))
+            found = _put(found, path, self.mixer(functools.partial(_document_with, smallest, path)))
         self._wrap = document
         rest = [name for name in properties if name not in ("kind", "of", "memory", "attention", "share")]
         return {**found, **self._optional(properties, rest, smallest, 1)}
@@ -202,7 +202,7 @@ class Drawer:
             if name in shell or self.rng.random() < self.richness / (1 + depth / 3):
                 try:
                     found[name] = self._at(
-                        shell, name, lambda name=name: self._value(properties[name], name, depth + 1)
+                        shell, name, functools.partial(self._value, properties[name], name, depth + 1)
                     )
                 except Nothing:
                     continue
@@ -361,6 +361,10 @@ def _mixers(found: Json) -> Iterator[tuple[str | int, ...]]:
         yield ("of",)
     else:
         yield from (("of", key) for key in (range(len(of)) if isinstance(of, list) else of))
+
+
+def _document_with(smallest: Json, path: tuple[str | int, ...], mixer: Json) -> Json:
+    return document(_put(smallest, path, mixer))
 
 
 def _put(found: Json, path: tuple[str | int, ...], mixer: Json) -> Json:

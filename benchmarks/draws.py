@@ -150,7 +150,7 @@ def _trains(spec: Spec, tokens: torch.Tensor) -> None:
         if not bool(loss.isfinite()):
             raise NotFinite("the training loss is not finite")
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for name, parameter in model.named_parameters():
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
                 raise NotFinite(f"the gradient of {name} is not finite")
