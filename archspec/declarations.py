@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from archspec.families import Gate, Projection, Source, StreamFields, gate_size, gates_of
+from archspec.families import Gate, Projection, Source, StreamFields, gate_size, gates_of, seen_dims
 from archspec.initial import FAN_IN, Initial, Parameter
 from archspec.schema import MemoryMixer
 from archspec.shapes import HeadDims
@@ -94,7 +94,7 @@ def mixer_parameters(mixer: MemoryMixer, model_dim: int) -> dict[str, Parameter]
     for name, gate in mixer.named_gates():
         copies = steps if name in STEPPED_GATES and gate.has_source else 1
         sizes = mixer.retention.gate_dims(dims) if name.startswith("retention.") else dims
-        _add(found, name, gate_parameters(gate, widths, replace(sizes, num_heads=dims.num_heads * copies)))
+        _add(found, name, gate_parameters(gate, widths, replace(sizes, num_heads=dims.num_heads * copies), dims))
     _add(found, "memory", {**mixer.memory.initial(dims), **mixer.memory.parameters(dims)})
     read_key, norm = mixer.bias.read_key, mixer.readout.norm
     if read_key is not None and read_key.norm is not None:
@@ -135,6 +135,7 @@ def num_accumulated(mixer: MemoryMixer, dims: HeadDims) -> int:
     """Return the scalars that a mixer's gates keep between tokens, those inside other gates included."""
 
     def of(gate: Gate, seen: HeadDims) -> int:
+        seen = seen_dims(gate, seen, dims)
         rows, columns = gate_size(gate.per, seen)
         own = seen.num_heads * rows * columns if gate.keeps is not None else 0
         return own + sum(of(inner, seen) for _, inner in gates_of(gate))
@@ -143,8 +144,16 @@ def num_accumulated(mixer: MemoryMixer, dims: HeadDims) -> int:
     return sum(of(gate, pairs if path.startswith("retention.") else dims) for path, gate in mixer.named_gates())
 
 
-def gate_parameters(gate: Gate, widths: Mapping[str, int], dims: HeadDims) -> dict[str, Parameter]:
-    """Return what one gate learns: its source's map, its own parameters, and the gates inside it."""
+def gate_parameters(
+    gate: Gate, widths: Mapping[str, int], dims: HeadDims, head: HeadDims | None = None
+) -> dict[str, Parameter]:
+    """Return what one gate learns: its source's map, its own parameters, and the gates inside it.
+
+    Args:
+        head: sizes of the head, where ``dims`` are others.
+    """
+    head = head or dims
+    dims = seen_dims(gate, dims, head)
     found = dict(gate.parameters(dims))
     if gate.has_source:
         rows, columns = gate_size(gate.per, dims)
@@ -152,7 +161,7 @@ def gate_parameters(gate: Gate, widths: Mapping[str, int], dims: HeadDims) -> di
         own = source_parameters(gate, d_in, dims.num_heads * rows * columns, vars(dims), has_weights=True)
         _add(found, "source", own)
     for name, inner in gates_of(gate):
-        _add(found, name, gate_parameters(inner, widths, dims))
+        _add(found, name, gate_parameters(inner, widths, dims, head))
     return found
 
 

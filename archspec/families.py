@@ -311,6 +311,16 @@ def gate_size(per: Per, dims: HeadDims) -> tuple[int, int]:
     )
 
 
+def seen_dims(gate: Gate, dims: HeadDims, head: HeadDims) -> HeadDims:
+    """Return the sizes that a gate and those inside it vary over: the whole head's for one that reads its vectors.
+
+    Args:
+        dims: sizes where the gate stands, which may be half of the head's.
+        head: sizes of the head.
+    """
+    return replace(head, num_heads=dims.num_heads) if gate.sums_channels else dims
+
+
 def joint_granularity(*grains: Per) -> Per:
     """Return what a product of quantities varies over, given what each of them does."""
     varies = set(grains) - {"head"}

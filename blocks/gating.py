@@ -14,7 +14,7 @@ from torch import Tensor
 from archspec.blocks.carry import Carry
 from archspec.blocks.declared import Declared
 from archspec.blocks.source import SourceModule, Streams
-from archspec.families import Gate, gate_size, gates_of
+from archspec.families import Gate, gate_size, gates_of, seen_dims
 from archspec.pieces import decays
 from archspec.shapes import HeadDims
 
@@ -32,17 +32,26 @@ class GateModule(Declared):
         depth: (layer, number of layers), for schedules and laws over depth.
         copies: how many values a token has, for rules that take several steps a token; gates without a source
             have one.
+        head: sizes of the memory's heads, where ``dims`` are those of pairs.
     """
 
     def __init__(
-        self, gate: Gate, path: str, widths: Mapping[str, int], dims: HeadDims, depth: tuple[int, int], copies: int = 1
+        self,
+        gate: Gate,
+        path: str,
+        widths: Mapping[str, int],
+        dims: HeadDims,
+        depth: tuple[int, int],
+        copies: int = 1,
+        head: HeadDims | None = None,
     ) -> None:
         super().__init__(depth)
         self.gate = gate
         self.path = path
         self.peers: tuple[GateModule, ...] = (self,)  # a tuple: modules in it stay where they are registered
         self.copies = copies if gate.has_source else 1
-        dims = replace(dims, num_heads=dims.num_heads * self.copies)
+        head = head or dims
+        dims = replace(seen_dims(gate, dims, head), num_heads=dims.num_heads * self.copies)
         self.sizes = (dims.num_heads, *gate_size(gate.per, dims))
         self.declare(gate.parameters(dims))
         self.constants = gate.constants(dims.num_heads, *depth)
@@ -55,7 +64,7 @@ class GateModule(Declared):
             self.source.depth = depth
         self.inner = torch.nn.ModuleDict(
             {
-                name.replace(".", "_"): GateModule(inner, f"{path}.{name}", widths, dims, depth)
+                name.replace(".", "_"): GateModule(inner, f"{path}.{name}", widths, dims, depth, head=head)
                 for name, inner in gates_of(gate)
             }
         )

@@ -130,6 +130,7 @@ class MemoryMixerModule(Declared):
                     own if name.startswith("retention.") else dims,
                     depth,
                     steps if name in Quantities.stepped_gates else 1,
+                    dims,
                 )
                 for name, gate in config.named_gates()
             }
