@@ -322,8 +322,8 @@ def _not_anchored(rule: Rule) -> str | None:
 
 def _anchored_reason(rule: Rule) -> str:
     anchor = rule.update.anchor
-    shared = "do not see the weights" if anchor is None else f"of {anchor.every} tokens share an anchor"
-    return f"gradients that {shared} are one batch; links, windows and steps act on the weights of all of them"
+    shared = "that do not see the weights" if anchor is None else f"of {anchor.every} tokens that share an anchor"
+    return f"gradients {shared} are one batch; links, windows and steps act on the weights of all of them"
 
 
 def _linear_reason(rule: Rule) -> str:
