@@ -17,6 +17,7 @@ import functools
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from archspec.component import FAMILIES
@@ -110,10 +111,12 @@ class Drawer:
         properties = self.definitions["mixer.memory"]["properties"]
         found = {**shell}
         if self.rng.random() < self.richness:
-            drawn = self._at(shell, "qk", lambda: self._value(properties["qk"], "qk", 1))
-            found["qk"] = drawn if isinstance(drawn, list) else {**UNIT, **drawn}
+            with suppress(Nothing):  # nothing but unit norm fits beside the four: that stands
+                drawn = self._at(shell, "qk", lambda: self._value(properties["qk"], "qk", 1))
+                found["qk"] = drawn if isinstance(drawn, list) else {**UNIT, **drawn}
         for name in CHOICES:
-            found[name] = self._at(shell, name, functools.partial(self._component, name, shell[name]))
+            with suppress(Nothing):  # a required part has no legal value beside the others: the smallest form stands
+                found[name] = self._at(shell, name, functools.partial(self._component, name, shell[name]))
         if "step_size" in shell["update"]:
             step = found["update"]["step_size"]
             step = step if isinstance(step, dict) else {"kind": "constant", "value": step}
