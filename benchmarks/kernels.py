@@ -257,12 +257,24 @@ def row(name: str, shape: Shape, who: str, timing: Timing, floor: tuple[float, f
     return f"| {name} | {'x'.join(map(str, shape))} | {who} | {times} | {timing.peak_mib:.0f} | {note} |"
 
 
-def header(args: argparse.Namespace, bandwidth: float) -> list[str]:
-    versions = f"torch {torch.__version__}, Triton {triton.__version__}, {torch.cuda.get_device_name()}"
-    if args.peer:
+def versions_used(peer: str | None) -> str:
+    """Return what a result ran on: versions, the peer's too where there is one, and the card."""
+    found = f"torch {torch.__version__}, Triton {triton.__version__}, {torch.cuda.get_device_name()}"
+    if peer:
         from importlib.metadata import version
 
-        versions += f", flash-linear-attention {version('flash-linear-attention')}"
+        found += f", flash-linear-attention {version('flash-linear-attention')}"
+    return found
+
+
+def current_commit() -> str:
+    """Return the short hash of the checkout, or "unknown" where git cannot tell."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def header(args: argparse.Namespace, bandwidth: float) -> list[str]:
+    versions = versions_used(args.peer)
     return [
         f"Command: `python -m benchmarks.kernels {' '.join(sys.argv[1:])}`",
         f"Commit {args.commit}; {versions}; copy bandwidth {bandwidth / 1e9:.2f} TB/s; bf16.",
@@ -288,9 +300,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     args.ops = args.ops.split(",")
     args.shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes.split(",")]
-    if args.commit is None:
-        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        args.commit = found.stdout.strip() or "unknown"
+    args.commit = args.commit or current_commit()
     return args
 
 

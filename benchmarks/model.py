@@ -15,7 +15,6 @@ import datetime
 import gc
 import multiprocessing
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor, nn
 from torch.nn import functional
 
 import archspec
 from archspec.decoding import GraphDecoder
-from benchmarks.kernels import choose_quickly, take_slices
+from benchmarks.kernels import choose_quickly, current_commit, take_slices, versions_used
 
 # The peer's dependencies look for a package named `kernels`; from the repository's root they would find this folder.
 sys.modules["kernels"] = None  # type: ignore[assignment]
@@ -221,11 +219,7 @@ def _refused(error: Exception) -> str:
 
 
 def header(args: argparse.Namespace) -> list[str]:
-    versions = f"torch {torch.__version__}, Triton {triton.__version__}, {torch.cuda.get_device_name()}"
-    if args.peer:
-        from importlib.metadata import version
-
-        versions += f", flash-linear-attention {version('flash-linear-attention')}"
+    versions = versions_used(args.peer)
     plans = "; ".join(
         f"{name}: {archspec.explain(spec_of(name, args), device='cuda').plan.summary()}" for name in args.models
     )
@@ -266,9 +260,7 @@ def parse() -> argparse.Namespace:
     args.decode = [int(batch) for batch in args.decode.split(",") if batch]
     if args.width % args.head_dim:
         parser.error(f"--width {args.width} is not a multiple of --head-dim {args.head_dim}")
-    if args.commit is None:
-        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        args.commit = found.stdout.strip() or "unknown"
+    args.commit = args.commit or current_commit()
     return args
 
 
