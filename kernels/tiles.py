@@ -20,6 +20,12 @@ LOWEST_LOG2 = tl.constexpr(-160.0)
 
 
 @triton.jit
+def head_and_block(BLOCKS: tl.constexpr):
+    """Split the first grid axis, the only one that may be long: sequence and head, then block; and all heads."""
+    return tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS, tl.num_programs(0) // BLOCKS
+
+
+@triton.jit
 def sequence_bounds(cu_seqlens, n, T, PACKED: tl.constexpr):
     """First row (int64) and length of sequence n: row n of a batch, or a packed one."""
     if PACKED:

@@ -75,7 +75,7 @@ def short_convolution(
     _check_name(op, "activation", activation, CONV_ACTIVATIONS)
     form = resolve_backend(op, _within(op, backend, "width", sizes["W"], MAX_CONV_WIDTH), x)
     if form == "triton":
-        from archspec.kernels.pointwise.fused import short_convolution_fused
+        from archspec.kernels.pointwise.convolution_fused import short_convolution_fused
 
         y = short_convolution_fused(x, weight, offset, initial_state, activation)
     else:
@@ -136,7 +136,7 @@ def _norm(
     check_floating(op, x.device, x=x)
     form = resolve_backend(op, _within(op, backend, "the last axis", x.shape[-1], MAX_NORM_DIM), x)
     if form == "triton" and x.numel():
-        from archspec.kernels.pointwise.fused import head_norm_fused
+        from archspec.kernels.pointwise.norm_fused import head_norm_fused
 
         return head_norm_fused(x, weight, gate, kind, activation, eps)
     return head_norm_reference(x, weight, gate, kind, activation, eps)
@@ -186,7 +186,7 @@ def log_decay(
         check_shape(op, "offset", offset, "H K", sizes)
     check_floating(op, z.device, z=z, log_rate=log_rate, offset=offset)
     if resolve_backend(op, backend, z) == "triton" and z.numel():
-        from archspec.kernels.pointwise.fused import log_decay_fused
+        from archspec.kernels.pointwise.decay_fused import log_decay_fused
 
         return log_decay_fused(z, log_rate, offset)
     return log_decay_reference(z, log_rate, offset)

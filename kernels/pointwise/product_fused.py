@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from archspec.kernels.pointwise.fused import ACTIVATION, _activate, _activate_slope
+from archspec.kernels.pointwise.activation_fused import ACTIVATION, activate, activate_slope
 
 BLOCK = 2048
 """Elements a program: 16 a thread, two loads of 16 bytes of each bf16 input."""
@@ -22,7 +22,7 @@ def _product_forward(gate, up, out, size, ACT: tl.constexpr, BLOCK: tl.constexpr
     keep = at < size
     z = tl.load(gate + at, mask=keep, other=0.0).to(tl.float32)
     y = tl.load(up + at, mask=keep, other=0.0).to(tl.float32)
-    tl.store(out + at, (_activate(z, ACT) * y).to(out.dtype.element_ty), mask=keep)
+    tl.store(out + at, (activate(z, ACT) * y).to(out.dtype.element_ty), mask=keep)
 
 
 @triton.jit
@@ -32,8 +32,8 @@ def _product_backward(gate, up, dout, dgate, dup, size, ACT: tl.constexpr, BLOCK
     z = tl.load(gate + at, mask=keep, other=0.0).to(tl.float32)
     y = tl.load(up + at, mask=keep, other=0.0).to(tl.float32)
     gradient = tl.load(dout + at, mask=keep, other=0.0).to(tl.float32)
-    tl.store(dgate + at, (gradient * y * _activate_slope(z, ACT)).to(dgate.dtype.element_ty), mask=keep)
-    tl.store(dup + at, (gradient * _activate(z, ACT)).to(dup.dtype.element_ty), mask=keep)
+    tl.store(dgate + at, (gradient * y * activate_slope(z, ACT)).to(dgate.dtype.element_ty), mask=keep)
+    tl.store(dup + at, (gradient * activate(z, ACT)).to(dup.dtype.element_ty), mask=keep)
 
 
 def product_forward(gate: Tensor, up: Tensor, activation: str) -> Tensor:

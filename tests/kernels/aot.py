@@ -123,54 +123,56 @@ def _tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torc
 
 
 def _linear(case: Case) -> None:
-    from archspec.kernels.linear import fused
+    from archspec.kernels.linear import call, fused
 
     q, k, v, g = _tensors(case)
     K = q.shape[-1]
-    with patch.object(fused, "_num_multiprocessors", lambda _: NUM_MULTIPROCESSORS):
+    with patch.object(call, "_num_multiprocessors", lambda _: NUM_MULTIPROCESSORS):
         o, final, starts = fused._forward_impl(q, k, v, g, None, None, K**-0.5)
         fused._backward_impl(o, None, q, k, v, g, None, None, final, starts, K**-0.5)
 
 
 def _delta(case: Case) -> None:
     from archspec.kernels.delta import fused
-    from archspec.kernels.linear import fused as linear_fused
+    from archspec.kernels.linear import call
 
     q, k, v, g = _tensors(case)
     beta = torch.empty(v.shape[:3], device="meta")
     scale = q.shape[-1] ** -0.5
-    with patch.object(linear_fused, "_num_multiprocessors", lambda _: NUM_MULTIPROCESSORS):
+    with patch.object(call, "_num_multiprocessors", lambda _: NUM_MULTIPROCESSORS):
         o, final, errors, writes, core = fused._forward_impl(q, k, v, beta, g, None, None, scale)
         fused._backward_impl(o, None, q, k, v, beta, g, None, None, final, errors, writes, core, scale)
 
 
 def _convolution(case: Case) -> None:
-    from archspec.kernels.pointwise import fused
+    from archspec.kernels.pointwise import convolution_fused
 
     B, T, H, _, K, _ = case.shape
     x = torch.empty(B, T, H * K, dtype=getattr(torch, case.dtype), device="meta")
     weight = x.new_empty(H * K, 4)
-    fused.conv_backward(fused.conv_forward(x, weight, None, None, "silu"), x, weight, None, None, "silu")
+    convolution_fused.conv_backward(
+        convolution_fused.conv_forward(x, weight, None, None, "silu"), x, weight, None, None, "silu"
+    )
 
 
 def _head_norm(case: Case) -> None:
     """The L2 norm of a key or, gated by ``token``, the RMS norm of a read-out."""
-    from archspec.kernels.pointwise import fused
+    from archspec.kernels.pointwise import norm_fused
 
     B, T, H, _, K, _ = case.shape
     x = torch.empty(B, T, H, K, dtype=getattr(torch, case.dtype), device="meta")
     gated = case.gate == "token"
     weight, gate = (x.new_empty(K), torch.empty_like(x)) if gated else (None, None)
-    fused.norm_backward(x, x, weight, gate, "rms" if gated else "l2", "silu", 1e-6)
+    norm_fused.norm_backward(x, x, weight, gate, "rms" if gated else "l2", "silu", 1e-6)
 
 
 def _log_decay(case: Case) -> None:
-    from archspec.kernels.pointwise import fused
+    from archspec.kernels.pointwise import decay_fused
 
     B, T, H, _, K, _ = case.shape
     z = torch.empty(B, T, H, K, dtype=getattr(torch, case.dtype), device="meta")
     log_rate = torch.empty(H, 1, device="meta")
-    fused.decay_backward(fused.decay_forward(z, log_rate, None), z, log_rate, None)
+    decay_fused.decay_backward(decay_fused.decay_forward(z, log_rate, None), z, log_rate, None)
 
 
 def _delta_step(case: Case) -> None:
