@@ -14,7 +14,8 @@ from archspec.search.rundir import RunFolder, write_json
 from archspec.search.shared import SharedResults
 
 MAX_DEATHS = 3  # a worker that dies on the same evaluation this often is no accident
-MAX_STARTS = 8  # starts of one evaluation, those counted in that ended with the driver
+MAX_LOSSES = 8  # machines, or workers that had not begun, that were lost under the same evaluation
+MAX_INTERRUPTIONS = 20  # drivers in which nothing else was finished either that ended during the same evaluation
 SUMMARY = ("metrics", "cost", "scores", "validation", "learning_rate", "tokens_per_s")
 
 
@@ -29,8 +30,10 @@ class Dispatcher:
 
     A result file is an evaluation done, whether or not the log knows it yet: what a kill left between renaming and
     logging is logged when the request comes up again. A worker's death is repeated ``MAX_DEATHS`` times and then
-    recorded as the evaluation's failure. A lost machine is nobody's fault, and counts only as one of the
-    ``MAX_STARTS``. A result that cannot be written ends the run, which continues once there is room.
+    recorded as the evaluation's failure. A lost machine is nobody's fault, and only ``MAX_LOSSES`` of them are enough.
+    A driver's end is not held against what was running, unless it happens ``MAX_INTERRUPTIONS`` times and never gets
+    further: an evaluation in the driver's own process may be what kills it. A result that cannot be written ends the
+    run, which continues once there is room.
     """
 
     def __init__(
@@ -98,13 +101,21 @@ class Dispatcher:
             if self._run.trials[request["trial"]].state == "failed":
                 self._outstanding.discard(key)
                 continue  # another of its evaluations failed: this one could not save it
-            if attempt > MAX_STARTS:
-                self._fail(request, f"was started {MAX_STARTS} times and never finished")
+            if (hopeless := self._hopeless(key)) is not None:
+                self._fail(request, hopeless)
                 continue
             names = {name: request[name] for name in ("key", "trial", "stage", "rung")}
             self._emit("submitted", **names, attempt=attempt)
             self._flying[key] = request
             self._executor.submit(request)
+
+    def _hopeless(self, key: str) -> str | None:
+        """Return why an evaluation is not started once more, None if it is."""
+        if self._run.losses.get(key, 0) >= MAX_LOSSES:
+            return f"its machine or its worker was lost {MAX_LOSSES} times before it finished"
+        if self._run.interruptions.get(key, 0) >= MAX_INTERRUPTIONS:
+            return f"the search was killed {MAX_INTERRUPTIONS} times during it before anything was finished"
+        return None
 
     def _take(self, outcome: Outcome) -> None:
         request = self._flying.get(outcome.key)

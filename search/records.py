@@ -90,6 +90,9 @@ class Run:
         completions: [trial, rung, 1], or [trial, rung, 0] for a failure, in the order in which rungs were finished.
         space_size: number of settings and of parameters, as it stands; see ``space.Size``.
         reused: evaluations taken from a shared cache.
+        deaths: key -> workers that died on an evaluation; ``losses``: machines that were lost, or workers before they
+            began; ``interruptions``: drivers that ended without a word during it, having finished no other.
+        has_finished_any: whether anything was finished under the driver that started last.
         soft_constraints: metric -> {min, max}.
         redraws: points drawn again at once because they were known, beside those rejected as duplicates.
     """
@@ -115,6 +118,9 @@ class Run:
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     deaths: dict[str, int] = field(default_factory=dict)
+    losses: dict[str, int] = field(default_factory=dict)
+    interruptions: dict[str, int] = field(default_factory=dict)
+    has_finished_any: bool = False
     round_sizes: dict[int, int] = field(default_factory=dict)
     exhausted: set[int] = field(default_factory=set)
     redraws: int = 0
@@ -221,7 +227,10 @@ class Run:
         self.status = "running"
         self.command, self.workers, self.device = event["command"], event["workers"], event["device"]
         self.trials_wanted = event["trials"]
+        for key in () if self.has_finished_any else self.running:  # what the driver before left without a word
+            self.interruptions[key] = self.interruptions.get(key, 0) + 1
         self.running.clear()
+        self.has_finished_any = False
 
     def _on_proposed(self, event: Event) -> None:
         trial = self._trial(event)
@@ -256,6 +265,7 @@ class Run:
 
     def _on_lost(self, event: Event) -> None:
         self.running.pop(event["key"], None)
+        self.losses[event["key"]] = self.losses.get(event["key"], 0) + 1
 
     def _on_cancelled(self, event: Event) -> None:
         self.running.pop(event["key"], None)
@@ -265,6 +275,7 @@ class Run:
         trial, stage, value = self._trial(event), event["stage"], event.get("value", {})
         self.running.pop(event["key"], None)
         self.finished_keys[event["key"]] = event["ok"]
+        self.has_finished_any = True
         self.reused += event.get("reused", False)
         trial.wall_s += event.get("wall_s", 0.0)
         trial.files[stage] = f"results/{event['key']}.json"

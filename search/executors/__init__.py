@@ -29,9 +29,10 @@ class Outcome:
 
     Fields:
         key: the request's.
-        status: ``finished`` (the result file is there), ``died`` (its worker is gone), ``lost`` (the machine is gone:
-            no fault of the evaluation), ``overtime`` (it was stopped for taking too long), ``unwritable`` (its result
-            could not be written: a full disk), or ``progress`` (``data`` says how far it is).
+        status: ``finished`` (the result file is there), ``died`` (its worker is gone), ``lost`` (the machine is gone,
+            or the worker before it began: no fault of the evaluation), ``overtime`` (it was stopped for taking too
+            long), ``unwritable`` (its result could not be written: a full disk), or ``progress`` (``data``
+            says how far it is).
         reason: why.
     """
 

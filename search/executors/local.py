@@ -40,6 +40,7 @@ class _Worker:
     log: IO[bytes]
     key: str | None = None
     since: float = 0.0
+    has_begun: bool = False
 
 
 class LocalPool:
@@ -68,7 +69,7 @@ class LocalPool:
             if len(taken) >= self._capacity:
                 raise RuntimeError(f"all {self._capacity} workers are busy")
             worker = self._start(min(set(range(self._capacity)) - taken))
-        worker.key, worker.since = request["key"], time.monotonic()
+        worker.key, worker.since, worker.has_begun = request["key"], time.monotonic(), False
         try:
             worker.connection.send(dict(request))
         except OSError:
@@ -108,13 +109,18 @@ class LocalPool:
         try:
             while worker.connection.poll():
                 message = worker.connection.recv()
+                if message["status"] == "begun":
+                    worker.has_begun = True
+                    continue
                 found.append(Outcome(**message))
                 if message["status"] != "progress":
                     worker.key = None
         except (EOFError, OSError):
             reason = self._death(worker)
-            if worker.key is not None:
+            if worker.key is not None and (worker.has_begun or worker.process.returncode >= 0):
                 found.append(Outcome(worker.key, "died", reason))
+            elif worker.key is not None:  # killed while it was starting: the evaluation had no part in it
+                found.append(Outcome(worker.key, "lost", f"{reason}, before it began"))
             self._end(worker)
         return found
 

@@ -39,6 +39,7 @@ def main(setup: Mapping[str, Any]) -> None:
         def report(progress: dict[str, Any], key: str = key) -> None:
             connection.send({"key": key, "status": "progress", "data": progress})
 
+        connection.send({"key": key, "status": "begun"})
         try:
             evaluate(request, report)
         except RunError as error:

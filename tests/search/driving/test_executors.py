@@ -108,14 +108,20 @@ def test_a_worker_leaves_its_result_and_can_be_killed_outlasted_and_cancelled(tm
         with pytest.raises(RuntimeError, match="all 1 workers are busy"):
             executor.submit(request_of("more", 0.0))
         (first,) = executor.pids()
+        executor.wait(1.0)  # until it says that it has begun
         os.kill(first, signal.SIGKILL)
         (outcome,) = until(executor)
         assert (outcome.key, outcome.status) == ("killed", "died")
         assert outcome.reason == "the worker was ended by SIGKILL: out of memory, or killed by hand"
 
-        executor.submit(request_of("long", 60.0))  # a new worker takes the dead one's place
+        executor.submit(request_of("unbegun", 60.0))  # a new worker takes the dead one's place
         (second,) = executor.pids()
         assert second != first
+        os.kill(second, signal.SIGKILL)
+        assert until(executor) == [Outcome("unbegun", "lost", f"{outcome.reason}, before it began")]
+
+        executor.submit(request_of("long", 60.0))
+        (second,) = executor.pids()
         assert until(executor) == [Outcome("long", "overtime", "took longer than 8 s")]
         assert gone([second])
 
@@ -123,7 +129,9 @@ def test_a_worker_leaves_its_result_and_can_be_killed_outlasted_and_cancelled(tm
         executor.cancel("cancelled")
         assert executor.wait(0.1) == []
         assert executor.pids() == []
-        assert not any((tmp_path / "results" / f"{key}.json").exists() for key in ("killed", "long", "cancelled"))
+        assert not any(
+            (tmp_path / "results" / f"{key}.json").exists() for key in ("killed", "unbegun", "long", "cancelled")
+        )
     finally:
         executor.shutdown()
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from archspec.commands import main
+from archspec.search.dispatch import MAX_INTERRUPTIONS
 from archspec.search.entry import SearchResult
 from archspec.search.entry import run as run_search
 from archspec.search.eventlog import Event, EventLog, read_events, trim_torn_line
@@ -69,6 +70,52 @@ def crashed(tmp_path: Path, tiny_file: Path) -> Path:
     with pytest.raises(Crash):
         run_search(tiny_file, runs_dir=tmp_path / "runs", executor="inprocess", on_event=crash_after(4))
     return tmp_path / "runs" / "tiny"
+
+
+def crash_at(which: str | None) -> Any:
+    """Return a listener that ends the search when this evaluation is submitted; None for any."""
+
+    def on_event(event: Event) -> None:
+        if event["event"] == "submitted" and which in (None, event["key"]):
+            raise Crash
+
+    return on_event
+
+
+def test_a_driver_that_is_killed_is_not_held_against_what_was_running(
+    whole: SearchResult, tmp_path: Path, tiny_file: Path
+) -> None:
+    folder = tmp_path / "runs"
+    for _ in range(MAX_INTERRUPTIONS - 1):
+        with pytest.raises(Crash):
+            run_search(tiny_file, runs_dir=folder, executor="inprocess", on_event=crash_at(None))
+    for count in range(3):  # and once something is finished each time, without any limit
+        with pytest.raises(Crash):
+            run_search(tiny_file, runs_dir=folder, executor="inprocess", on_event=crash_after(1 + count))
+    found = run_search(tiny_file, runs_dir=folder, executor="inprocess")
+    assert found.run.attempts[next(iter(found.run.attempts))] == MAX_INTERRUPTIONS
+    assert outline(found.run) == outline(whole.run)
+    assert nothing_repeated(found.folder)
+
+
+def test_an_evaluation_that_kills_its_driver_every_time_is_given_up(tmp_path: Path, tiny_file: Path) -> None:
+    folder, crashes = tmp_path / "runs", 0
+    with pytest.raises(Crash):
+        run_search(tiny_file, runs_dir=folder, executor="inprocess", on_event=crash_after(3))
+    with pytest.raises(Crash):
+        run_search(tiny_file, runs_dir=folder, executor="inprocess", on_event=crash_at(None))
+    (which,) = load_run(folder / "tiny").running
+    while crashes <= MAX_INTERRUPTIONS:
+        try:
+            found = run_search(tiny_file, runs_dir=folder, executor="inprocess", on_event=crash_at(which))
+            break
+        except Crash:
+            crashes += 1
+    assert crashes == MAX_INTERRUPTIONS - 1
+    assert found.status == "finished"
+    (failed,) = [trial for trial in found.run if trial.state == "failed"]
+    assert failed.reason == f"the search was killed {MAX_INTERRUPTIONS} times during it before anything was finished"
+    assert nothing_repeated(found.folder)
 
 
 GARBAGE = [b'{"event": "finis', b"\0\0\0\0\0\0\0\0\n", b"[1, 2]\n", b'{"half": \xff\n{"torn']

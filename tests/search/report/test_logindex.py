@@ -51,7 +51,10 @@ def complete(folder: Path) -> None:
                    value={"scores": low, "validation": low})  # fmt: skip
         log.append("exhausted", round=1)
         log.append("closed", round=0)
-        log.append("submitted", trial=8, key="m", stage="1/train/recall", rung=1, attempt=1)
+        log.append("lost", trial=6, key="k", stage="1/train/recall", reason="gone")
+        for attempt in (1, 2):
+            log.append("started", command="again", workers=1, device="cpu", trials=60)
+            log.append("submitted", trial=8, key="m", stage="1/train/recall", rung=1, attempt=attempt)
 
 
 def test_a_run_is_the_same_through_its_index(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +62,8 @@ def test_a_run_is_the_same_through_its_index(make_run: MakeRun, monkeypatch: pyt
     complete(folder)
     expected = by_log(folder)
     assert expected.running
-    assert expected.deaths
+    assert expected.deaths == expected.losses == {"k": 1}
+    assert expected.interruptions == {"m": 1}
     assert expected.exhausted
     assert any(trial.low_fidelity for trial in expected)
     assert decode(encode(expected), folder) == expected
