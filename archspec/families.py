@@ -9,18 +9,33 @@ Sources: the four choices are those of Miras (arXiv:2504.13173, section 3).
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
-from archspec.component import FAMILIES, Component, Count, Flag, Integer, Number, Off, Positive, StrictModel, Text, also
+from archspec.component import Component, Count, Flag, Number, Off, Positive, also
 from archspec.errors import UnsupportedError
-from archspec.initial import Initial, Offset, Parameters
+from archspec.initial import Parameters
+from archspec.sources import (
+    Activation,
+    Dim,
+    Gate,
+    Order,
+    Part,
+    Per,
+    Shift,
+    Source,
+    gate_size,
+    gates_of,
+    joint_granularity,
+    nested_gates,
+    seen_dims,
+)
+from archspec.streams import Blend, FeatureMap, Norm, Position, Projection, Stream, StreamFields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,354 +43,46 @@ if TYPE_CHECKING:
     from archspec.blocks.pieces import Pieces
     from archspec.shapes import HeadDims
 
-Per = Literal["head", "key", "value", "state"]
-Order = Literal["decay_first", "together", "step_first"]
-Activation = Literal[
-    "none", "linear", "relu", "relu2", "silu", "gelu", "tanh", "sigmoid", "softplus", "softmax", "exp", "log_sigmoid"
+__all__ = [
+    "Activation",
+    "Anchor",
+    "AtAnchor",
+    "Bias",
+    "Blend",
+    "Dim",
+    "FeatureMap",
+    "FeedForward",
+    "Gate",
+    "Linear",
+    "Memory",
+    "Norm",
+    "Order",
+    "Part",
+    "Per",
+    "Position",
+    "Projection",
+    "ReadKey",
+    "Retention",
+    "Scale",
+    "Shift",
+    "Source",
+    "Step",
+    "Stream",
+    "StreamFields",
+    "Update",
+    "Window",
+    "gate_size",
+    "gates_of",
+    "joint_granularity",
+    "nested_gates",
+    "seen_dims",
 ]
-Shift = Literal["none", "lerp"]
+
 Scale = Annotated[
     Number | None,
     BeforeValidator(lambda value: None if value == "rsqrt" else value),
     WithJsonSchema({"anyOf": [{"const": "rsqrt"}, {"type": "number"}, {"type": "null"}]}),
 ]
-
-
-class Part(StrictModel):
-    """A plain group of keys inside a document: frozen and strict like a component, but of one kind only."""
-
-
-class Dim(Part):
-    """A size: a fixed number, or ``ratio`` times another size, rounded to a multiple.
-
-    ``{ratio: r, of: model_dim, multiple_of: m}`` is m * round(r * size / m), at least m.
-    """
-
-    short_forms: ClassVar[tuple[dict[str, Any], ...]] = ({"type": "integer", "minimum": 1},)
-
-    fixed: Count | None = None
-    ratio: Positive | None = None
-    of: Literal["model_dim", "key_dim", "value_dim", "num_heads"] = "model_dim"
-    multiple_of: Count = 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return {"fixed": value}
-        if isinstance(value, Mapping) and "fixed" in value:
-            return value
-        if isinstance(value, Mapping) and "ratio" not in value:
-            raise PydanticCustomError("dim_form", "a size is a whole number or a mapping with 'ratio'.")
-        if not isinstance(value, Mapping | Dim):
-            raise PydanticCustomError(
-                "dim_form",
-                "found {found}; required: a whole number or {ratio, of, multiple_of}.",
-                {"found": repr(value)},
-            )
-        return value
-
-    def resolve(self, sizes: Mapping[str, int]) -> int:
-        """Return the size, given the sizes it may refer to by name."""
-        if self.fixed is not None:
-            return self.fixed
-        target = (self.ratio or 1.0) * sizes[self.of]
-        return max(self.multiple_of, self.multiple_of * round(target / self.multiple_of))
-
-
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-
-
-class Source(Component):
-    """Where a stream, projection or gate takes its input, and the linear map in front of it.
-
-    Stages: shift, linear (rank: two factors with ``hidden`` between; block_size: block-diagonal), conv.
-
-    Args:
-        from_: the input stream, another stream, or several, which are concatenated.
-        shift: ``lerp`` mixes each token with the one before it by a learned weight per channel (RWKV).
-        rank: factor the linear map through this many channels.
-        hidden: activation between the two factors.
-        block_size: the linear map is block-diagonal with blocks of this size.
-        offset: law of the additive vector; absent means there is none. (A projection's "bias".)
-        init: law of the weights; absent means normal with variance 1/d_in.
-        conv: width in tokens of a causal depthwise convolution; 0 is none.
-        conv_offset: law of the vector added after the convolution; absent means there is none.
-    """
-
-    from_: Annotated[
-        tuple[Text, ...],
-        BeforeValidator(_as_tuple),
-        Field(alias="from", min_length=1),
-        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
-    ] = ("input",)
-    shift: Shift = "none"
-    rank: Dim | None = None
-    hidden: Activation = "none"
-    block_size: Count | None = None
-    offset: Offset = None
-    init: Initial | None = None
-    conv: Annotated[Integer, Field(ge=0)] = 0
-    conv_offset: Offset = None
-
-
-class Norm(Component, family="norm", noun="norm"):
-    """A normalisation over the last axis (or, with ``over: model``, over all heads together).
-
-    Args:
-        per_head: every head has a learned scale and shift of its own (a group norm's), instead of one for all.
-    """
-
-    eps: Positive = 1e-6
-    over: Literal["head", "model"] = "head"
-    per_head: Flag = False
-
-    @model_validator(mode="after")
-    def _one_head_or_all(self) -> Norm:
-        if self.per_head and self.over == "model":
-            raise PydanticCustomError(
-                "norm_heads", "over model has a scale for every channel of every head already: remove 'per_head'."
-            )
-        return self
-
-    def parameters(self, dim: int) -> Parameters:
-        """Return the learned scale and shift for an axis of ``dim`` channels; none by default."""
-        return {}
-
-    def parameters_of(self, num_heads: int, dim: int) -> Parameters:
-        """Return the learned scale and shift for heads of ``dim`` channels: one for all, or ``per_head``."""
-        if not self.per_head:
-            return self.parameters(dim)
-        return {name: replace(p, shape=(num_heads, *p.shape)) for name, p in self.parameters(dim).items()}
-
-    @abstractmethod
-    def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Normalise ``x`` [..., dim] over its last axis."""
-
-
-class Position(Component, family="position", noun="position"):
-    """A position law on queries and keys: acts on one head's vector at a known token index."""
-
-    @abstractmethod
-    def apply(self, x: Tensor, positions: Tensor, *, is_query: bool) -> Tensor:
-        """Encode ``x`` [B, T, H, K] at the integer ``positions`` [T]."""
-
-
-class FeatureMap(Component, family="feature", noun="feature map"):
-    """phi: what a key and a query become before the memory sees them."""
-
-    def output_dim(self, dim: int) -> int:
-        """Return the size of phi(x) for x of size ``dim``."""
-        return dim
-
-    def parameters(self, num_heads: int, dim: int) -> Parameters:
-        """Return the learned parameters; none by default."""
-        return {}
-
-    @abstractmethod
-    def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Return phi(x) for ``x`` [B, T, H, K]."""
-
-
-class StreamFields(Source):
-    """What streams and projections have in common: a source, a width, an activation and a norm.
-
-    Attributes:
-        has_weights: whether the source's linear map exists.
-    """
-
-    dim: Dim | None = None
-    activation: Activation = "none"
-    norm: Annotated[Norm | None, Off] = None
-
-    has_weights: ClassVar[bool] = True
-
-
-class Stream(StreamFields, family="stream", noun="stream", default_kind="linear"):
-    """A named signal inside a mixer that projections and gates can read."""
-
-
-class Gate(Source, family="gate", noun="gate"):
-    """A scalar, per-channel or per-state quantity of each token: decay, step size, momentum, threshold, ...
-
-    value = scale * f(z), z = the source's linear map of the token, one number for each of ``per``.
-
-    Attributes:
-        across_layers: whether ``value`` needs the parameter ``row`` of the same gate in all layers: known as ``rows``
-            [L, H, 1 or K, 1 or V], with ``layer``, the index of the gate's own.
-        starts_at_zero: whether the value is exactly zero in some layer, so that its logarithm does not exist.
-        factors: fields with gates that the value is the product of.
-        keeps: name of the tensor [B, 1, H, 1 or K, 1 or V] that ``accumulated`` passes on between tokens; None when
-            a token's value depends on no other token.
-    """
-
-    per: Per = "head"
-    scale: Number = 1.0
-
-    has_source: ClassVar[bool] = True
-    across_layers: ClassVar[bool] = False
-    keeps: ClassVar[str | None] = None
-    starts_at_zero: ClassVar[bool] = False
-    factors: ClassVar[tuple[str, ...]] = ()
-    sums_channels: ClassVar[bool] = False  # the value is a sum over channels: one number a head
-    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
-
-    @property
-    def value_range(self) -> tuple[float, float]:
-        """The interval the value lies in, ``scale`` included."""
-        low, high = (self.scale * bound if self.scale else 0.0 for bound in self.bounds)
-        return min(low, high), max(low, high)
-
-    @classmethod
-    def from_name(cls, name: str) -> Component | None:
-        """A bare name that is no kind refers to the mixer's ``gates:``."""
-        named = _gate_kind("named")
-        return named.model_validate({"name": name}) if named is not None else None
-
-    @classmethod
-    def from_number(cls, number: float) -> Component | None:
-        """A bare number is a constant gate."""
-        constant = _gate_kind("constant")
-        return constant.model_validate({"value": number}) if constant is not None else None
-
-    @classmethod
-    def known_kinds(cls) -> list[str]:
-        """Return every name that means a kind of gate."""
-        return FAMILIES["gate"].known()
-
-    @classmethod
-    def parse_kind_exists(cls, name: str) -> bool:
-        """Say whether ``name`` is a kind of gate, so that it cannot name one."""
-        return name in cls.known_kinds()
-
-    @property
-    def granularity(self) -> Per:
-        """What the value varies over; ``per``, unless a parameter of the gate varies over more."""
-        return self.per
-
-    def parameters(self, dims: HeadDims) -> Parameters:
-        """Return the learned parameters beyond the source's linear map; none by default."""
-        return {}
-
-    def constants(self, num_heads: int, layer: int, num_layers: int) -> Mapping[str, tuple[float, ...]]:
-        """Return fixed numbers per head, [H] each, for schedules over heads and depth; none by default."""
-        return {}
-
-    def needs(self) -> tuple[str, ...]:
-        """Return the quantities of the mixer, by path, that this gate is derived from; none by default."""
-        return ()
-
-    def all_needs(self) -> tuple[str, ...]:
-        """Return what this gate and the gates inside it are derived from."""
-        inner = (needed for _, gate in gates_of(self) for needed in gate.all_needs())
-        return (*self.needs(), *inner)
-
-    def derived_range(self, low: float, high: float) -> tuple[float, float]:
-        """Return the interval of the value, before ``scale``, when that of the named gate it needs is [low, high]."""
-        return low, high
-
-    def accumulated(self, z: Tensor, kept: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        """Return what ``value`` needs of all tokens so far, by name, and what to keep; for gates with ``keeps``.
-
-        Args:
-            z: the source's linear map of a stretch of tokens.
-            kept: what was kept before the stretch; None at the start of a sequence.
-        """
-        raise UnsupportedError(f"gate {self.kind}: a token's value depends on no other token.")
-
-    @abstractmethod
-    def value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """Return the value, before ``scale``.
-
-        Args:
-            z: the source's linear map, [B, T, H, 1 or K, 1 or V]; a zero of layout [1, 1, H, 1, 1] when the gate
-                has no source.
-            known: learned parameters ([H, 1 or K, 1 or V]), constants ([H, 1, 1]) and the quantities of ``needs``.
-        """
-
-    def log_value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """Return log(value), in the form that loses least; for decays."""
-        return self.value(z, known).log()
-
-
-def _gate_kind(kind: str) -> type[Component] | None:
-    return FAMILIES["gate"].members.get(kind)
-
-
-def gate_size(per: Per, dims: HeadDims) -> tuple[int, int]:
-    """Return the two trailing axes of a gate's tensor: [1 or K, 1 or V]."""
-    return (
-        dims.key_dim if per in ("key", "state") else 1,
-        dims.value_dim if per in ("value", "state") else 1,
-    )
-
-
-def seen_dims(gate: Gate, dims: HeadDims, head: HeadDims) -> HeadDims:
-    """Return the sizes that a gate and those inside it vary over: the whole head's for one that reads its vectors.
-
-    Args:
-        dims: sizes where the gate stands, which may be half of the head's.
-        head: sizes of the head.
-    """
-    return replace(head, num_heads=dims.num_heads) if gate.sums_channels else dims
-
-
-def joint_granularity(*grains: Per) -> Per:
-    """Return what a product of quantities varies over, given what each of them does."""
-    varies = set(grains) - {"head"}
-    if not varies:
-        return "head"
-    return varies.pop() if len(varies) == 1 else "state"
-
-
-class Blend(Part):
-    """Mix a projection with the same projection of the first layer: x <- lerp(x, x_first, gate)."""
-
-    with_: Annotated[Literal["first_layer"], Field(alias="with")]
-    gate: Gate
-
-
-class Projection(StreamFields, family="projection", noun="projection", default_kind="linear"):
-    """Query, key or value. Stages: shift, linear, conv, activation, norm, blend, position, feature.
-
-    Attributes:
-        has_source: whether it reads the token; else ``vector`` gives what stands before the activation.
-
-    Args:
-        heads: number of groups; heads share the projection within a group.
-        position: position law on the vector of each head.
-        blend: mixing with the first layer's projection.
-        feature: the feature map.
-        parts: several projections, concatenated along the head's vector.
-    """
-
-    heads: Count | None = None
-    position: Annotated[Position | None, Off] = None
-    blend: Blend | None = None
-    feature: Annotated[FeatureMap | None, Off] = None
-    parts: tuple[Projection, ...] = ()
-
-    has_source: ClassVar[bool] = True
-
-    def own_parameters(self, num_heads: int, dim: int) -> Parameters:
-        """Return what a projection without a source learns; nothing by default."""
-        return {}
-
-    def vector(self, num_heads: int, dim: int, parameters: Mapping[str, Tensor], like: Tensor) -> Tensor:
-        """Return the vector [H, dim] of a projection without a source, of the dtype and device of ``like``."""
-        raise UnsupportedError(f"projection {self.kind}: it reads the token and has no vector of its own.")
-
-    def dump(self) -> dict[str, Any]:
-        """Return the keys that were written, and the kind if it was: what is left out is left to amend."""
-        written = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        return {"kind": self.kind, **written} if self.names_its_kind else written
-
-    @classmethod
-    def from_list(cls, items: list[Any]) -> Component | None:
-        """A bare list is the concatenation of its parts."""
-        return cls.parse({"kind": "linear", "parts": items})
-
 
 Linear = Callable[[str, "Tensor"], "Tensor"]
 
@@ -629,21 +336,3 @@ class FeedForward(Component, family="feed_forward", noun="feed-forward"):
     def flops_per_token(self, model_dim: int) -> int:
         """Return multiply-adds counted as two, one token, forward."""
         return 2 * sum(parameter.size for parameter in self.parameters(model_dim).values() if parameter.decayed)
-
-
-def gates_of(component: Component | Part, prefix: str = "") -> Iterator[tuple[str, Gate]]:
-    """Yield (dotted field name, gate) for every gate inside ``component``, its parts included."""
-    for name in type(component).model_fields:
-        value = getattr(component, name)
-        path = f"{prefix}{name}"
-        if isinstance(value, Gate):
-            yield path, value
-        elif isinstance(value, Part):
-            yield from gates_of(value, f"{path}.")
-
-
-def nested_gates(component: Component | Part, prefix: str = "") -> Iterator[tuple[str, Gate]]:
-    """Yield (dotted field name, gate) for every gate inside ``component``, and those inside these gates."""
-    for path, gate in gates_of(component, prefix):
-        yield path, gate
-        yield from nested_gates(gate, f"{path}.")

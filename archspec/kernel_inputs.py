@@ -1,0 +1,71 @@
+"""A rule's quantities as the plain tensors that kernels take, and what kernels return as the rule's."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import Tensor
+
+from archspec.blocks.rule import MemoryState, Quantities
+from archspec.kernels.backend import resolve_backend
+from archspec.kernels.momentum_delta import MomentumDeltaState
+from archspec.kernels.softmax import KvCache
+from archspec.rule import Rule
+
+Final = TypeVar("Final", Tensor, KvCache, MomentumDeltaState)
+
+
+def given(rule: Rule, quantities: Quantities, state: MemoryState | None, start: MemoryState) -> Tensor | None:
+    """Return the start state, or None when it is the zero that kernels assume."""
+    return start["dual.w"] if state is not None or quantities.start else None
+
+
+def decodes(quantities: Quantities) -> bool:
+    return quantities.query.shape[1] == 1
+
+
+def decay(rule: Rule, quantities: Quantities) -> Tensor | None:
+    """Return log(alpha) as kernels take it: [H] constant, [B, T, H] per head, [B, T, H, K] per key channel."""
+    gate = rule.retention.decay_gate
+    if gate is None:
+        return None
+    log_alpha = quantities.gates["retention.gate"]
+    batch, length = quantities.query.shape[:2]
+    if rule.granularity(gate) == "head":
+        narrow = log_alpha[..., 0, 0]
+        return narrow[0, 0] if narrow.shape[:2] == (1, 1) else narrow.expand(batch, length, -1)
+    return log_alpha[..., 0].expand(batch, length, -1, -1)
+
+
+def strength(gate: Tensor, key: Tensor) -> Tensor:
+    """Return a strength [B, T, H] or, when it varies per key channel, [B, T, H, K]."""
+    batch, length = key.shape[:2]
+    narrow = gate[..., 0]
+    if narrow.shape[-1] == 1:
+        return narrow[..., 0].expand(batch, length, -1)
+    return narrow.expand(batch, length, -1, -1)
+
+
+def kernel_scale(rule: Rule, quantities: Quantities, backend: str) -> float | None:
+    """Return the read-out's factor where the kernel applies it and nothing else remains to be done to the read-out.
+
+    On the CPU and in fp64 ``_finished`` applies it, as the recurrence does.
+    """
+    memory = rule.memory
+    if memory.kind != "matrix" or getattr(memory, "normalizer", None) is not None or backend not in ("auto", "triton"):
+        return None
+    if resolve_backend("pieces", "auto", quantities.query) != "triton":
+        return None
+    scale = getattr(memory, "scale", None)
+    return float(rule.dims.key_dim**-0.5 if scale is None else scale) or None
+
+
+def finished(rule: Rule, read: Tensor, quantities: Quantities) -> Tensor:
+    """Scale and normalise in the state's precision, return the queries' dtype."""
+    return rule.memory.finish(read.to(quantities.state_dtype), rule.dims).to(quantities.query.dtype)
+
+
+def kept(final: Final | None) -> Final:
+    if final is None:
+        raise AssertionError("a kernel that was asked for its final state returned none")
+    return final
