@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from archspec.families import Bias, Gate, Retention, Update
+from archspec.families import Bias, Dim, Gate, Memory, Retention, Update
 from archspec.schema import MemoryMixer
 
 
@@ -31,6 +31,28 @@ def simplified(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
 
 def _with(mixer: MemoryMixer, **choices: Any) -> MemoryMixer:
     return mixer.model_copy(update=choices)
+
+
+def _one_row(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
+    """A vector is a matrix of one row, whose key and query are 1."""
+    memory = mixer.memory
+    if memory.kind != "vector":
+        return mixer
+    fields = {name: getattr(memory, name) for name in ("scale", "initial_")}
+    ones = {name: mixer.projection(name) for name in ("query", "key", "value")}  # type: ignore[arg-type]
+    matrix = Memory.parse("matrix").model_copy(update=fields)
+    return _with(mixer, memory=matrix, key_dim=Dim(fixed=1), qkv=None, qk=None, **ones)
+
+
+def _score_positions(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
+    """A position that acts on scores is a decay of what is stored."""
+    projections = {name: mixer.projection(name) for name in ("query", "key", "value")}  # type: ignore[arg-type]
+    position = projections["query"].position
+    if position is None or not position.on_scores or mixer.retention.decay_gate is not None:
+        return mixer
+    decay = Retention.parse({"kind": "decay", "gate": 1.0}).model_copy(update={"gate": position.score_decay()})
+    plain = {name: projection.model_copy(update={"position": None}) for name, projection in projections.items()}
+    return _with(mixer, retention=decay, qkv=None, qk=None, **plain)
 
 
 def _no_decay(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
@@ -126,9 +148,11 @@ def _anchor_of_one(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
 
 
 MERGES: tuple[Merge, ...] = (
+    _one_row,
     _identity_link,
     _one_step,
     _no_decay,
+    _score_positions,
     _no_momentum,
     _same_write_size,
     _simple_bias,

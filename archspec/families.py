@@ -92,9 +92,16 @@ class Memory(Component, family="memory", noun="memory"):
 
     A memory describes its network once, over the primitive ``linear(name, x)`` = x @ W[name]. The recurrence, the
     chunkwise form and the kernels each supply their own ``linear``.
+
+    Attributes:
+        grows: whether tokens are stored instead of weights.
+        is_linear: whether M is one linear map without a residual.
+        keyless: whether there are no keys: it is written and read as a whole.
     """
 
     grows: ClassVar[bool] = False
+    is_linear: ClassVar[bool] = False
+    keyless: ClassVar[bool] = False
 
     @abstractmethod
     def weights(self, dims: HeadDims) -> Mapping[str, tuple[int, int]]:

@@ -130,7 +130,12 @@ class MemoryMixer(Mixer, kind="memory"):
     readout: Readout = Field(default_factory=Readout)
 
     def projection(self, name: Literal["query", "key", "value"]) -> Projection:
-        """Return the effective projection: ``qkv``, amended by ``qk`` (query and key only), amended by its own."""
+        """Return the effective projection: ``qkv``, amended by ``qk`` (query and key only), amended by its own.
+
+        Without keys in the memory, query and key are 1.
+        """
+        if self.memory.keyless and name != "value":
+            return Projection.parse("constant")  # type: ignore[return-value]
         layers = [self.qkv, self.qk if name != "value" else None, getattr(self, name)]
         effective: Component = Projection.parse({})
         for layer in layers:
@@ -154,7 +159,7 @@ class MemoryMixer(Mixer, kind="memory"):
         sizes = {"model_dim": model_dim, "num_heads": self.num_heads}
         found: dict[str, int] = {}
         for name in ("key_dim", "value_dim"):
-            dim: Dim = getattr(self, name)
+            dim: Dim = Dim(fixed=1) if self.memory.keyless and name == "key_dim" else getattr(self, name)
             size = dim.resolve({**sizes, **found})
             if dim.fixed is None:
                 if size % self.num_heads:

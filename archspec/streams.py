@@ -54,11 +54,21 @@ class Norm(Component, family="norm", noun="norm"):
 
 
 class Position(Component, family="position", noun="position"):
-    """A position law on queries and keys: acts on one head's vector at a known token index."""
+    """A position law on queries and keys: acts on one head's vector at a known token index.
+
+    Attributes:
+        on_scores: whether it acts on the scores of stored tokens instead, as ``score_decay`` says.
+    """
+
+    on_scores: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, x: Tensor, positions: Tensor, *, is_query: bool) -> Tensor:
         """Encode ``x`` [B, T, H, K] at the integer ``positions`` [T]."""
+
+    def score_decay(self) -> Gate:
+        """Return the decay whose logarithm a score loses with every token between reader and read."""
+        raise UnsupportedError(f"position {self.kind}: it acts on queries and keys, not on scores.")
 
 
 class FeatureMap(Component, family="feature", noun="feature map"):

@@ -100,17 +100,20 @@ class Drawer:
         self._wrap = wrap or document
         shell = self._four(self._choices("" if wrap is None else json.dumps(wrap({}), sort_keys=True)))
         heads, key_dim, value_dim = self.rng.choice(HEADS)
-        shell.update({"num_heads": heads, "key_dim": key_dim, "value_dim": value_dim})
+        shell.update({"num_heads": heads, "value_dim": value_dim})
+        if self._legal({**shell, "key_dim": key_dim}):  # a memory may have no keys
+            shell["key_dim"] = key_dim
         if "step_size" not in shell["update"] and self._legal({**shell, "update": {**shell["update"], **SMALL_STEP}}):
             shell["update"] = {**shell["update"], **SMALL_STEP}
-        shell["qk"] = UNIT
+        if "key_dim" in shell:
+            shell["qk"] = UNIT
         if self.rng.random() < 0.3:
             shell["streams"] = {"side": {"kind": "linear", "dim": MODEL_DIM}}
         if self.rng.random() < 0.3:
             shell["gates"] = {"shared": "sigmoid"}
         properties = self.definitions["mixer.memory"]["properties"]
         found = {**shell}
-        if self.rng.random() < self.richness:
+        if "qk" in shell and self.rng.random() < self.richness:
             with suppress(Nothing):  # nothing but unit norm fits beside the four: that stands
                 drawn = self._at(shell, "qk", lambda: self._value(properties["qk"], "qk", 1))
                 found["qk"] = drawn if isinstance(drawn, list) else {**UNIT, **drawn}
@@ -121,7 +124,8 @@ class Drawer:
             step = found["update"]["step_size"]
             step = step if isinstance(step, dict) else {"kind": "constant", "value": step}
             found["update"]["step_size"] = {**step, "scale": SMALL_STEP["step_size"]["scale"]}
-        rest = [name for name in properties if name not in shell and name not in ("kind", "streams", "gates")]
+        drawn = {*shell, "kind", "streams", "gates", "key_dim", "qk"}
+        rest = [name for name in properties if name not in drawn]
         found.update(self._optional(properties, rest, shell, 0))
         return found
 

@@ -135,6 +135,12 @@ class MemoryMixerModule(Declared):
                 for name, gate in config.named_gates()
             }
         )
+        position = config.projection("query").position
+        self.score_decay = (
+            GateModule(position.score_decay(), f"{path}.score_decay", widths, dims, depth)
+            if position is not None and position.on_scores
+            else None
+        )
         self.memory = MemoryWeights(self.rule)
         read_key = config.bias.read_key
         self.read_key_norm = (
@@ -296,11 +302,16 @@ class MemoryMixerModule(Declared):
             return known[path]
 
         paths = [path for path, _ in self.config.named_gates() if path.startswith(below)]
-        if "readout.gate" not in paths or self.gate_activation is None or self.pieces_for(streams["input"]) is None:
-            return {path: self._stepped(path, evaluate(path)) for path in paths}
-        raw: GateModule = self.gates["readout/gate"]  # type: ignore[assignment]
-        found = {path: self._stepped(path, evaluate(path)) for path in paths if path != "readout.gate"}
-        return found | {"readout.gate.raw": raw.before_law(streams, carry)}
+        fused = self.gate_activation is not None and self.pieces_for(streams["input"]) is not None
+        raw = "readout.gate" if fused and "readout.gate" in paths else None
+        found = {path: self._stepped(path, evaluate(path)) for path in paths if path != raw}
+        if raw is not None:
+            module: GateModule = self.gates["readout/gate"]  # type: ignore[assignment]
+            found["readout.gate.raw"] = module.before_law(streams, carry)
+        if self.score_decay is not None:
+            faded = self.score_decay(streams, carry, known, aspect="log_value")
+            found["retention.gate"] = found["retention.gate"] + faded if "retention.gate" in found else faded
+        return found
 
     def _stepped(self, path: str, gate: Tensor) -> Tensor:
         """Give all steps of a token the same value of a gate that has one a token (a named or derived one)."""

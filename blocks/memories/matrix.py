@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,8 @@ class Matrix(Memory, kind="matrix"):
     scale: Scale = None
     normalizer: Normalizer | None = None
     initial_: Literal["zero", "learned"] = Field(default="zero", alias="initial")
+
+    is_linear: ClassVar[bool] = True
 
     def weights(self, dims: HeadDims) -> Mapping[str, tuple[int, int]]:
         return {"w": (dims.key_dim, dims.value_dim + (self.normalizer is not None))}

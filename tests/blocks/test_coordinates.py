@@ -21,6 +21,7 @@ LENGTH, SPLIT, VOCABULARY = 12, 5, 11
 
 LINEAR = {"memory": "matrix", "bias": "dot", "update": "gradient_descent"}
 ATTENTION = {"memory": "kv", "update": "nonparametric"}
+VECTOR = {"memory": "vector", "bias": "dot", "update": "gradient_descent", "key_dim": None}
 MIXERS: dict[str, dict[str, Any]] = {
     "exponential features": {**LINEAR, "qk": {"feature": {"kind": "exponential", "degree": 2}}},
     "hadamard features": {**LINEAR, "qk": {"feature": "hadamard"}},
@@ -67,12 +68,47 @@ MIXERS: dict[str, dict[str, Any]] = {
         "retention": {"kind": "decay", "gate": "forget"},
         "update": {"kind": "gradient_descent", "step_size": {"kind": "complement", "of": "forget"}},
     },
+    "alibi over groups of heads": {**ATTENTION, "qk": {"position": "alibi", "heads": 1}, "value": {"heads": 1}},
+    "alibi in a window": {**ATTENTION, "memory": {"kind": "kv", "window": 4}, "qk": {"position": "alibi"}, "prefix": 2},
+    "alibi over what fades": {
+        **ATTENTION,
+        "memory": {"kind": "kv", "window": 2, "sinks": 2, "stride": 3},
+        "qk": {"position": "alibi"},
+        "retention": {"kind": "decay", "gate": "gdn"},
+    },
+    "a vector": {
+        **VECTOR,
+        "value": {"conv": 3, "activation": "silu"},
+        "retention": {"kind": "decay", "gate": {"kind": "sigmoid", "per": "value"}},
+        "readout": {"gate": "silu", "norm": "rms"},
+    },
+    "a learned vector under l2": {
+        **VECTOR,
+        "memory": {"kind": "vector", "initial": "learned", "scale": 0.5},
+        "bias": "l2",
+        "update": {"kind": "gradient_descent", "step_size": {"kind": "sigmoid", "per": "value"}},
+    },
+    "a vector of momentum": {
+        **VECTOR,
+        "bias": "l2",
+        "update": {"kind": "momentum", "momentum": "sigmoid", "step_size": {"kind": "sigmoid", "scale": 0.5}},
+    },
+    "a vector of pairs": {
+        **VECTOR,
+        "retention": {
+            "kind": "complex_decay",
+            "pairs": "value",
+            "gate": {"kind": "sigmoid", "per": "value"},
+            "phase": {"kind": "linear", "per": "value"},
+        },
+    },
     "learned key": {**LINEAR, "key": {"kind": "learned", "norm": "l2"}, "bias": "l2"},
 }
 
 
 def document(mixer: dict[str, Any], layers: int = 1) -> dict[str, Any]:
-    block = {"mixer": {"num_heads": 2, "key_dim": 4, "value_dim": 6, **mixer}}
+    mixer = {"num_heads": 2, "key_dim": 4, "value_dim": 6, **mixer}
+    block = {"mixer": {name: choice for name, choice in mixer.items() if choice is not None}}
     return {"name": "small", "model_dim": 8, "blocks": {"main": block}, "layout": {"repeat": layers, "of": "main"}}
 
 
@@ -178,6 +214,36 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
             "keeps a fraction in [0, 1], and softplus ranges over [0, inf]; use sigmoid.",
         ),
         (
+            {**ATTENTION, "query": {"position": "alibi"}},
+            "query.position: alibi acts on scores, of queries and keys: write it under 'qk'.",
+        ),
+        (
+            {**LINEAR, "qk": {"position": "alibi"}},
+            "alibi acts on the scores of stored tokens, and memory matrix has none; "
+            "write retention {kind: decay, gate: alibi}.",
+        ),
+        (
+            {**ATTENTION, "qk": [{"dim": 2, "position": "alibi"}, {"dim": 2}]},
+            "key.parts[0].position: alibi acts on scores, of whole queries and keys; write it beside 'parts'.",
+        ),
+        (
+            {
+                **ATTENTION,
+                "memory": {"kind": "kv", "cache": "statistics"},
+                "query": {"kind": "learned", "position": "alibi"},
+                "key": {"position": "alibi"},
+            },
+            "statistics do not fade; remove the position, or use 'tokens'.",
+        ),
+        (
+            {**VECTOR, "qk": {"norm": "l2"}, "key_dim": 4},
+            "memory vector is written and read as a whole: remove 'qk', or use 'matrix'.",
+        ),
+        (
+            {**VECTOR, "retention": {"kind": "decay", "gate": {"kind": "sigmoid", "per": "key"}}},
+            "per key has no axis on every weight of memory vector; legal: head, value.",
+        ),
+        (
             {**LINEAR, "readout": {"gate": "running_softmax"}},
             "running_softmax is a decay, by all tokens so far: write it as the retention's gate.",
         ),
@@ -207,8 +273,9 @@ def test_xpos_scores_depend_on_the_distance_and_fade() -> None:
     assert score(9, 4) == pytest.approx(wanted, rel=1e-12)
 
 
-def test_alibi_adds_a_slope_times_the_distance_to_the_scores() -> None:
-    model = perturbed(MIXERS["alibi"])
+@pytest.mark.parametrize("alibi", [MIXERS["alibi"], {**ATTENTION, "qk": {"position": "alibi"}}])
+def test_alibi_adds_a_slope_times_the_distance_to_the_scores(alibi: dict[str, Any]) -> None:
+    model = perturbed(alibi)
     mixer: Any = model.layers[0].mixer  # type: ignore[union-attr]
     x = torch.randn(1, 7, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     q, k, v = (

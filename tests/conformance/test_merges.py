@@ -17,6 +17,8 @@ from archspec.schema import Spec
 SIGMOID = {"kind": "sigmoid", "scale": 0.3}
 GDN = {"kind": "decay", "gate": "gdn"}
 KV = {"memory": "kv", "update": "nonparametric"}
+ONE_ROW = {"memory": {"kind": "matrix", "scale": 1}, "qk": "constant", "key_dim": 1}
+VECTOR = {"memory": "vector", "key_dim": None}
 DESCENT = {"kind": "gradient_descent", "step_size": SIGMOID}
 
 
@@ -25,6 +27,7 @@ def spec(changes: dict[str, Any]) -> Spec:
     document = {"name": "merge", "model_dim": 8, "layout": changes.pop("layout", "main")}
     block = changes.pop("block", "main")
     mixer = {"num_heads": 2, "key_dim": 4, "value_dim": 4, "memory": "matrix", "update": DESCENT, **changes}
+    mixer = {key: value for key, value in mixer.items() if value is not None}
     return archspec.load({**document, "blocks": {block: {"mixer": mixer}}})
 
 
@@ -40,6 +43,7 @@ def momentum(value: Any) -> dict[str, Any]:
     return {"kind": "momentum", "momentum": value, "step_size": SIGMOID}
 
 
+PER_VALUE = {"kind": "sigmoid", "per": "value"}
 CONSTANT = {"kind": "constant", "value": 0.5}
 MLP = {"kind": "mlp", "expansion": 1}
 
@@ -87,6 +91,20 @@ TRUE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"value_dim": 1, "bias": {"kind": "huber", "form": "coordinate"}},
     ),
     "a window of one": ({"bias": {"kind": "l2", "window": {"length": 1, "weights": 1}}}, {"bias": "l2"}),
+    "alibi and its decay": ({**KV, "qk": {"position": "alibi"}}, {**KV, "retention": decay("alibi")}),
+    "alibi over a decay of one": (
+        {**KV, "qk": {"position": "alibi"}, "retention": decay(1)},
+        {**KV, "retention": decay("alibi")},
+    ),
+    "a vector and a matrix of one row": (VECTOR, ONE_ROW),
+    "a learned vector under a decay of its channels": (
+        {**VECTOR, "memory": {"kind": "vector", "initial": "learned"}, "retention": decay(PER_VALUE)},
+        {
+            **ONE_ROW,
+            "memory": {"kind": "matrix", "scale": 1, "initial": "learned"},
+            "retention": decay(PER_VALUE),
+        },
+    ),
     "a write as strong as the step": (
         {"update": {"kind": "gradient_descent", "step_size": 0.5, "write_size": 0.5}},
         {"update": {"kind": "gradient_descent", "step_size": 0.5}},
@@ -126,6 +144,8 @@ TEMPTING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"qk": {"norm": "l2"}, "memory": {"kind": "matrix", "scale": 2}},
         {"qk": {"norm": "l2"}},
     ),
+    "alibi and a decay of another law": ({**KV, "qk": {"position": "alibi"}}, {**KV, "retention": decay("retnet")}),
+    "alibi and rope": ({**KV, "qk": {"position": "alibi"}}, {**KV, "qk": {"position": "rope"}}),
     "kl and decay": ({"retention": {"kind": "kl", "gate": 0.5}}, {"retention": decay(0.5)}),
 }
 
