@@ -1,13 +1,16 @@
 """Kills at random moments: is every evaluation that was asked for completed, and none lost or repeated?
 
-    python -m benchmarks.kills --kills 100 [--storage URL] [--fork] [--seed 0] [--folder DIR]
+    python -m benchmarks.kills --kills 100 [--storage postgresql] [--fork] [--executor inprocess] [--folder DIR]
+    python -m benchmarks.kills --table DIR...
 
 One search of cheap evaluations is started again and again by the same command. Each time, after a random delay from the
-start of the process or of its work on, its driver or one of its workers gets SIGKILL. After the last kill the search
-runs to its end. Then the event log and the result files are compared:
+start of the process, of its work, or of its first result on, its driver or one of its workers gets SIGKILL. After the
+last kill the search runs to its end, of at least ``--evaluations``. The same command with the same ``--folder``
+continues a benchmark that was itself cut short. Then the event log and the result files are compared:
 
     requested   evaluations that were submitted at least once
     completed   those with exactly one ``finished`` event and a result file
+    failed      those recorded as failed: nothing is wrong with any of them
     lost        results on disk at some kill that are gone or other bytes at the end
     repeated    evaluations submitted again after they had finished, or finished twice
     resume      from the start of a process to its ``started`` event, and to the first result it adds
@@ -16,7 +19,9 @@ runs to its end. Then the event log and the result files are compared:
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
+import json
 import os
 import random
 import signal
@@ -25,15 +30,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import Any, Protocol
 
 from archspec import commands
 from archspec.search.eventlog import Event, read_events
+from archspec.search.rundir import write_json
+from benchmarks.postgresql import server
 
-FORKED = ("search", "kills.yaml", "--executor", "inprocess", "--quiet")
+ROUND = 32  # evaluations in a round of the search below: 24 candidates, 8 of them trained
+PATIENCE_S = 180.0  # a driver that does nothing for so long is broken
 
 SEARCH = """
 study: kills
@@ -65,14 +75,30 @@ sampler: random
 
 @dataclass
 class Tally:
-    """What was seen while killing."""
+    """What was seen while killing; kept in a file, so that a benchmark that was cut short goes on."""
 
     drivers: int = 0
     workers: int = 0
+    seconds: float = 0.0
     starts: list[float] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
     results: dict[str, str] = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)
+    changed: list[str] = field(default_factory=list)
+
+    @property
+    def kills(self) -> int:
+        """All of them."""
+        return self.drivers + self.workers
+
+    @classmethod
+    def read(cls, folder: Path) -> Tally:
+        """Return the tally of a folder, a new one if there is none."""
+        path = folder / "tally.json"
+        return cls(**json.loads(path.read_bytes())) if path.is_file() else cls()
+
+    def write(self, folder: Path) -> None:
+        """Keep it."""
+        write_json(folder / "tally.json", vars(self))
 
 
 class Process(Protocol):
@@ -120,30 +146,45 @@ class Forked:
 class Search:
     """One search in a folder, started and killed."""
 
-    def __init__(self, folder: Path, arguments: list[str], *, fork: bool) -> None:
-        self.folder, self._arguments, self._fork = folder, arguments, fork
+    def __init__(self, folder: Path, executor: str, storage: str | None, *, fork: bool) -> None:
+        workers = ["--workers", "2"] if executor == "local" else []
+        place = ["--storage", storage] if storage is not None else []
+        self._arguments = ["search", "kills.yaml", "--quiet", "--executor", executor, *workers, *place]
+        self.folder, self._fork = folder, fork
         self.run = folder / "runs" / "kills"
         (folder / "kills.yaml").write_text(SEARCH)
 
     def start(self, trials: int) -> Process:
         """Start a driver."""
+        arguments = [*self._arguments, "--trials", str(trials)]
         if self._fork:
-            return Forked(self.folder, [*FORKED, "--trials", str(trials), *self._arguments])
-        command = [sys.executable, "-m", "archspec", "search", "kills.yaml", "--workers", "2", "--quiet"]
+            return Forked(self.folder, arguments)
+        command = [sys.executable, "-m", "archspec", *arguments]
         with (self.folder / "output").open("ab") as output:
-            return subprocess.Popen(
-                [*command, "--trials", str(trials), *self._arguments], cwd=self.folder, stdout=output, stderr=output
-            )
+            return subprocess.Popen(command, cwd=self.folder, stdout=output, stderr=output)
+
+    def end_leftover(self) -> None:
+        """End the driver that a benchmark cut short left behind: the one that holds the run's lock."""
+        path = self.run / "lock"
+        if not path.is_file():
+            return
+        with path.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.kill(int(lock.read().split()[1]), signal.SIGKILL)
+                fcntl.flock(lock, fcntl.LOCK_EX)
 
     def events(self) -> list[Event]:
         """Return the log so far."""
         path = self.run / "events.jsonl"
         return list(read_events(path)) if path.is_file() else []
 
-    def size(self) -> int:
-        """Return the bytes of the log so far."""
+    def so_far(self) -> tuple[int, int]:
+        """Return the bytes of the log so far, and how many evaluations it says are finished."""
         path = self.run / "events.jsonl"
-        return path.stat().st_size if path.is_file() else 0
+        text = path.read_bytes() if path.is_file() else b""
+        return len(text), text.count(b'{"event":"finished"')
 
     def results(self) -> dict[str, str]:
         """Return a hash of every result on disk."""
@@ -167,24 +208,34 @@ def load_everything() -> None:
 
 def children(process: int) -> list[int]:
     """Return the ids of a process's children."""
-    found = Path(f"/proc/{process}/task/{process}/children")
-    return [int(word) for word in found.read_text().split()] if found.is_file() else []
+    try:
+        found = Path(f"/proc/{process}/task/{process}/children").read_text()
+    except FileNotFoundError:
+        return []
+    return [int(word) for word in found.split()]
 
 
-def kill(search: Search, draw: random.Random, tally: Tally, wanted: int, longest_s: float) -> None:
+def pause(search: Search, driver: Process, draw: random.Random, longest_s: float) -> None:
+    """Let a random time pass: from now on, from the driver's next event on, or from its next result on."""
+    moment, before, stop = draw.random(), search.so_far(), time.monotonic() + PATIENCE_S
+    waits_for = None if moment < 0.2 else 0 if moment < 0.4 else 1
+    while waits_for is not None and search.so_far()[waits_for] == before[waits_for]:
+        if driver.poll() is not None or time.monotonic() > stop:
+            break
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0.0, longest_s))
+    if driver.poll() is not None or time.monotonic() > stop + longest_s:
+        raise RuntimeError(f"the driver ended or does nothing: {(search.folder / 'output').read_text()[-2000:]}")
+
+
+def kill(search: Search, draw: random.Random, tally: Tally, args: argparse.Namespace) -> None:
     """Start a driver and kill workers until the draw falls on the driver itself, or the kills are done."""
     known, began = len(search.events()), time.time()
     driver = search.start(1_000_000)
-    size = search.size()
-    if draw.random() < 0.75:  # the others may fall into the start itself
-        while search.size() == size and driver.poll() is None:
-            time.sleep(0.01)
     while True:
-        time.sleep(draw.uniform(0.0, longest_s))
-        if driver.poll() is not None:
-            raise RuntimeError(f"the driver ended by itself: {(search.folder / 'output').read_text()[-2000:]}")
+        pause(search, driver, draw, args.longest)
         workers = children(driver.pid)
-        on_driver = not workers or draw.random() < 0.5 or tally.drivers + tally.workers + 1 >= wanted
+        on_driver = not workers or draw.random() < args.drivers or tally.kills + 1 >= args.kills
         os.kill(driver.pid if on_driver else draw.choice(workers), signal.SIGKILL)
         tally.drivers += on_driver
         tally.workers += not on_driver
@@ -194,66 +245,132 @@ def kill(search: Search, draw: random.Random, tally: Tally, wanted: int, longest
     new = search.events()[known:]
     tally.starts += [event["time"] - began for event in new if event["event"] == "started"][:1]
     tally.firsts += [event["time"] - began for event in new if event["event"] == "finished"][:1]
+    tally.seconds += time.time() - began
     note(search, tally)
+    tally.write(search.folder)
 
 
 def note(search: Search, tally: Tally) -> None:
     """Compare the results on disk with those seen before."""
     results = search.results()
-    tally.changed |= {key for key, found in tally.results.items() if results.get(key) != found}
+    tally.changed += [key for key, found in tally.results.items() if results.get(key) != found]
     tally.results |= results
 
 
-def report(search: Search, tally: Tally, kills: int, seconds: float) -> bool:
-    """Print what came of it; return whether nothing was lost or repeated."""
+def outcome(search: Search, tally: Tally) -> dict[str, Any]:
+    """Return what came of it."""
     finished: Counter[str] = Counter()
-    requested, repeated, failed = set(), set(), 0
+    requested, repeated, failed = set(), set(), []
     for event in search.events():
         if event["event"] == "submitted":
             requested.add(event["key"])
             repeated |= {event["key"]} & finished.keys()
         if event["event"] == "finished":
             finished[event["key"]] += 1
-            failed += not event["ok"]
+            failed += [] if event["ok"] else [event["reason"]]
     repeated |= {key for key, count in finished.items() if count > 1}
-    completed = {key for key in finished if key in tally.results}
-    print(f"kills          {kills}: {tally.drivers} of drivers, {tally.workers} of workers, in {seconds:.0f} s")
-    print(f"requested      {len(requested | finished.keys())}")
-    print(f"completed      {len(completed)}, {failed} of them recorded as failed")
-    print(f"lost           {len(tally.changed)}")
-    print(f"repeated       {len(repeated)}")
-    for name, values in (("to 'started'", tally.starts), ("to a result", tally.firsts)):
+    return {
+        "kills": tally.kills,
+        "drivers": tally.drivers,
+        "workers": tally.workers,
+        "requested": len(requested | finished.keys()),
+        "completed": sum(key in tally.results for key in finished),
+        "failed": failed,
+        "lost": len(set(tally.changed)),
+        "repeated": len(repeated),
+        "starts": tally.starts,
+        "firsts": tally.firsts,
+        "seconds": tally.seconds,
+    }
+
+
+def is_fine(found: Mapping[str, Any]) -> bool:
+    """Say whether everything asked for was completed once, and nothing was lost, repeated or held against it."""
+    wrong = found["failed"] or found["lost"] or found["repeated"]
+    return found["requested"] == found["completed"] and not wrong
+
+
+def report(found: Mapping[str, Any]) -> None:
+    """Print it."""
+    print(f"kills          {found['kills']}: {found['drivers']} of drivers, {found['workers']} of workers, ", end="")
+    print(f"in {found['seconds']:.0f} s")
+    print(f"requested      {found['requested']}")
+    print(f"completed      {found['completed']}, {len(found['failed'])} of them recorded as failed")
+    for reason, count in Counter(found["failed"]).items():
+        print(f"  failed       {count}: {reason}")
+    print(f"lost           {found['lost']}")
+    print(f"repeated       {found['repeated']}")
+    for name, values in (("to 'started'", found["starts"]), ("to a result", found["firsts"])):
         if values:
             print(f"resume         {name}: median {median(values):.1f} s, longest {max(values):.1f} s, n {len(values)}")
-    return completed == requested | finished.keys() and not tally.changed and not repeated
 
 
-def main() -> int:
-    """Kill, finish, and report; exit code 1 if anything was lost or repeated."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=8.0, help="longest time between two kills, seconds")
-    parser.add_argument("--limit", type=float, default=1e9, help="no further kill after so many seconds")
-    parser.add_argument("--storage", help="a database's URL for the study, instead of the journal")
-    parser.add_argument("--fork", action="store_true", help="evaluate in the driver, forked from a loaded process")
-    parser.add_argument("--folder", type=Path)
-    args = parser.parse_args()
+def table(folders: Sequence[Path]) -> None:
+    """Print the outcomes of several folders as a table, with their sums."""
+    names = ("kills", "drivers", "workers", "requested", "completed", "failed", "lost", "repeated")
+    print(f"| command | {' | '.join(names)} | to `started`, median (longest) s | to a result |")
+    print("|---" * (len(names) + 3) + "|")
+    sums: Counter[str] = Counter()
+    for folder in folders:
+        found = json.loads((folder / "outcome.json").read_bytes())
+        found["failed"] = len(found["failed"])
+        sums.update({name: found[name] for name in names})
+        times = [f"{median(found[each]):.1f} ({max(found[each]):.1f})" for each in ("starts", "firsts")]
+        print(f"| `{found['command']}` | {' | '.join(str(found[name]) for name in names)} | {' | '.join(times)} |")
+    print(f"| in all | {' | '.join(str(sums[name]) for name in names)} | | |")
+
+
+def carry_out(args: argparse.Namespace, url: str | None) -> int:
+    """Kill, finish, and report; return the exit code."""
     folder = args.folder or Path(tempfile.mkdtemp(prefix="archspec-kills-"))
     folder.mkdir(parents=True, exist_ok=True)
     if args.fork:
         load_everything()
-    search = Search(folder, ["--storage", args.storage] if args.storage else [], fork=args.fork)
-    draw, tally, began = random.Random(args.seed), Tally(), time.monotonic()
-    while tally.drivers + tally.workers < args.kills and time.monotonic() - began < args.limit:
-        kill(search, draw, tally, args.kills, args.longest)
+    search = Search(folder, args.executor, url, fork=args.fork)
+    search.end_leftover()
+    tally = Tally.read(folder)
+    draw, before = random.Random(f"{args.seed}/{tally.kills}"), tally.seconds
+    while tally.kills < args.kills and tally.seconds - before < args.limit:
+        kill(search, draw, tally, args)
     rounds = sum(event["size"] for event in search.events() if event["event"] == "round")
-    driver = search.start(max(rounds, 1))
+    driver = search.start(max(rounds, 24 * -(-args.evaluations // ROUND)))
     if driver.wait() != 0:
         raise RuntimeError(f"the last start failed: {(folder / 'output').read_text()[-2000:]}")
     note(search, tally)
-    fine = report(search, tally, tally.drivers + tally.workers, time.monotonic() - began)
-    return 0 if fine else 1
+    found = outcome(search, tally) | {"command": command_of(args)}
+    write_json(folder / "outcome.json", found)
+    report(found)
+    return 0 if is_fine(found) else 1
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """Return the options that say what was run."""
+    words = ["--executor", args.executor, *(["--fork"] if args.fork else [])]
+    return " ".join([*words, *(["--storage", args.storage.partition(":")[0]] if args.storage else [])])
+
+
+def main() -> int:
+    """Kill, finish, and report; exit code 1 if anything was lost, repeated or recorded as failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--evaluations", type=int, default=100, help="evaluations to finish in all, at least")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drivers", type=float, default=0.4, help="share of the kills that fall on drivers")
+    parser.add_argument("--longest", type=float, default=4.0, help="longest delay of a kill, seconds")
+    parser.add_argument("--limit", type=float, default=1e9, help="no further kill after so many seconds")
+    parser.add_argument("--storage", metavar="URL", help="a database for the study; postgresql: a server of its own")
+    parser.add_argument("--executor", choices=["local", "inprocess"], default="local")
+    parser.add_argument("--fork", action="store_true", help="fork drivers from a loaded process: they start at once")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument(
+        "--table", nargs="+", type=Path, metavar="DIR", help="print what came of these folders, and end"
+    )
+    args = parser.parse_args()
+    if args.table:
+        table(args.table)
+        return 0
+    with server() if args.storage == "postgresql" else nullcontext(args.storage) as url:
+        return carry_out(args, url)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +9,7 @@ from typing import Any
 import pytest
 
 from archspec.search.searchfile import SearchFile, load_search_file
+from benchmarks.postgresql import server
 
 TINY = """
 study: tiny
@@ -81,48 +75,8 @@ def load_tiny(tiny_file: Path) -> Load:
     return load
 
 
-def server_programs() -> Path:
-    """Return the folder of PostgreSQL's programs; a machine without them fails the tests, which skip nothing."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    named = shutil.which("initdb")
-    if named is None and not found:
-        raise RuntimeError("PostgreSQL is not installed: no initdb; install it (apt-get install postgresql)")
-    return found[-1].parent if found else Path(str(named)).parent
-
-
-def server_user() -> str | None:
-    """Return whom the server runs as: it refuses root."""
-    if os.getuid():
-        return None
-    return "postgres" if any(entry.pw_name == "postgres" for entry in pwd.getpwall()) else "nobody"
-
-
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """A real PostgreSQL server of the tests' own, on a socket in a folder of its own; the URL of its database."""
-    programs, user = server_programs(), server_user()
-    folder = Path(tempfile.mkdtemp(prefix="archspec-pg-"))
-    options: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL}
-    if user is not None:
-        entry = pwd.getpwnam(user)
-        os.chown(folder, entry.pw_uid, entry.pw_gid)
-        options |= {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    data = str(folder / "data")
-    initdb = [str(programs / "initdb"), "-D", data, "-U", "archspec", "-A", "trust", "-E", "UTF8", "--no-sync"]
-    made = subprocess.run(initdb, capture_output=True, text=True, **options)
-    assert made.returncode == 0, made.stderr
-    command = [str(programs / "postgres"), "-D", data, "-k", str(folder), "-c", "listen_addresses=", "-F"]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, **options)
-    try:
-        ready = [str(programs / "pg_isready"), "-h", str(folder), "-q"]
-        stop = time.monotonic() + 60
-        while subprocess.run(ready).returncode:
-            assert server.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < stop, (folder / "log").read_text()
-            time.sleep(0.05)
-        yield f"postgresql://archspec@/postgres?host={folder}"
-    finally:
-        server.send_signal(signal.SIGQUIT)
-        server.wait()
-        shutil.rmtree(folder)
+    """The URL of a real PostgreSQL server of the tests' own; where it is not installed they fail: none is skipped."""
+    with server() as url:
+        yield url
