@@ -34,6 +34,12 @@ class RunError(ArchspecError):
     """A run directory, study or export that cannot be read, written or resumed."""
 
 
+class UsageError(ArchspecError, ValueError):
+    """An option with a value that it cannot have, or options that do not go together."""
+
+    exit_code = EXIT_INVALID
+
+
 @dataclass(frozen=True, order=True)
 class Problem:
     """One thing wrong with a document.

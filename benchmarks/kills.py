@@ -49,11 +49,16 @@ SEARCH = """
 study: kills
 seed: 0
 space:
-  model_dim: {choice: [16, 24, 32]}
+  model_dim: {range: [16, 64], step: 8}
   blocks:
     main:
       mixer:
-        {num_heads: 2, key_dim: 8, value_dim: 8, memory: matrix, bias: {choice: [dot, l2]}, update: gradient_descent}
+        num_heads: 2
+        key_dim: {choice: [4, 8, 12, 16]}
+        value_dim: {choice: [4, 8, 12, 16]}
+        memory: matrix
+        bias: {choice: [dot, l2]}
+        update: gradient_descent
       feed_forward: {kind: swiglu, expansion: {range: [1.0, 4.0]}}
   layout: [main]
 context: 64
@@ -320,10 +325,8 @@ def table(folders: Sequence[Path]) -> None:
     print(f"| in all | {' | '.join(str(sums[name]) for name in names)} | | |")
 
 
-def carry_out(args: argparse.Namespace, url: str | None) -> int:
+def carry_out(args: argparse.Namespace, folder: Path, url: str | None) -> int:
     """Kill, finish, and report; return the exit code."""
-    folder = args.folder or Path(tempfile.mkdtemp(prefix="archspec-kills-"))
-    folder.mkdir(parents=True, exist_ok=True)
     if args.fork:
         load_everything()
     search = Search(folder, args.executor, url, fork=args.fork)
@@ -369,8 +372,12 @@ def main() -> int:
     if args.table:
         table(args.table)
         return 0
-    with server() if args.storage == "postgresql" else nullcontext(args.storage) as url:
-        return carry_out(args, url)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # not without ending the server
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="archspec-kills-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    own = args.storage == "postgresql"
+    with server(folder / "postgresql") if own else nullcontext(args.storage) as url:
+        return carry_out(args, folder, url)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archspec.errors import RunError, unknown
+from archspec.errors import RunError, UsageError, unknown
 from archspec.search.records import Run
 from archspec.search.report.coordinates import coordinates
 from archspec.search.report.figures import columns_of, entries_of, interval, with_spread
@@ -42,6 +42,7 @@ def export(run: Run, trial: Trial, folder: str | Path, *, task: str | None = Non
 
     Raises:
         RunError: the trial has no stored weights, or the folder is in the way.
+        UsageError: the trial has weights, but not of this task.
     """
     target = Path(folder)
     weights = _weights(run, trial, task)
@@ -111,7 +112,7 @@ def _weights(run: Run, trial: Trial, task: str | None) -> str:
         why = f"it is {trial.state}" if trial.state != "trained" else "the search file says 'keep_weights: false'"
         raise RunError(f"{run.folder}: trial {trial.number} ({trial.name}) has no stored weights: {why}; {have}")
     if task is not None and task not in kept:
-        raise RunError(f"{run.folder}: trial {trial.number}: {unknown('task with weights', task, kept)}")
+        raise UsageError(f"{run.folder}: trial {trial.number}: {unknown('task with weights', task, kept)}")
     first = [objective.metric.split("/")[0] for objective in run.objectives]
     return task or next(name for name in (*first, *kept) if name in kept)
 

@@ -59,6 +59,14 @@ class Parser(argparse.ArgumentParser):
         sys.exit(EXIT_INVALID)
 
 
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    value = int(text) if text.strip().isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}; required: a whole number of at least 1")
+    return value
+
+
 def _load_plugins(names: Sequence[str] | None) -> None:
     if names:
         from archspec import catalog

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from archspec.commands import positive
 from archspec.errors import EXIT_OK
 
 
@@ -14,8 +15,8 @@ def register(verbs: Any) -> None:
     parser = verbs.add_parser("explain", help="show families, forms, kernels and sizes", description=__doc__)
     parser.add_argument("file", metavar="FILE", help="a spec or a shipped model's name")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="type of device (default: cpu)")
-    parser.add_argument("--vocab-size", type=int, default=256, help="number of tokens (default: 256, bytes)")
-    parser.add_argument("--context", type=int, default=2048, help="tokens in the context (default: 2048)")
+    parser.add_argument("--vocab-size", type=positive, default=256, help="number of tokens (default: 256, bytes)")
+    parser.add_argument("--context", type=positive, default=2048, help="tokens in the context (default: 2048)")
     parser.add_argument("--json", action="store_true", help="data instead of text")
     parser.add_argument("--plugin", action="append", metavar="MODULE", help="a module that defines components")
     parser.set_defaults(run=run)

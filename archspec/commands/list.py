@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from archspec.commands import positive
 from archspec.errors import EXIT_OK
 
 
@@ -19,7 +20,7 @@ def register(verbs: Any) -> None:
     parser.add_argument(
         "what", nargs="?", choices=("models", "choices", "components"), default="models", help="default: models"
     )
-    parser.add_argument("--context", type=int, default=2048, help="tokens, for the state bytes (default: 2048)")
+    parser.add_argument("--context", type=positive, default=2048, help="tokens, for the state bytes (default: 2048)")
     parser.add_argument("--bibtex", action="store_true", help="the models' sources as BibTeX")
     parser.add_argument(
         "--markdown", action="store_true", help="the models or components as a page: docs/zoo.md, docs/components.md"

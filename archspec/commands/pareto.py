@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archspec.errors import EXIT_OK, RunError
+from archspec.errors import EXIT_OK, RunError, UsageError
 
 if TYPE_CHECKING:
     from archspec.search.records import Run
@@ -82,9 +82,9 @@ def _along(found: Run, args: argparse.Namespace) -> tuple[Run, list[str]]:
         try:
             references[name] = float(value)
         except ValueError:
-            raise RunError(f"--reference {text}: required: NAME=VALUE, such as recall/accuracy=0.0") from None
+            raise UsageError(f"--reference {text}: required: NAME=VALUE, such as recall/accuracy=0.0") from None
     if args.objectives is None:
         if references:
-            raise RunError("--reference belongs to --objectives: a run keeps the reference point of its search file")
+            raise UsageError("--reference belongs to --objectives: a run keeps the reference point of its search file")
         return found, []
     return along(found, [name.strip() for name in args.objectives.split(",")], references)

@@ -12,11 +12,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from archspec.commands import positive
+
 
 def register(verbs: Any) -> None:
     """Add the verb to the command line."""
-    from archspec.commands.search import positive
-
     parser = verbs.add_parser("resume", help="continue a search from its folder", description=__doc__)
     parser.add_argument("run_dir", metavar="RUN", help="a run's folder, or the name of a study under runs/")
     parser.add_argument("--trials", type=positive, metavar="N", help="distinct feasible candidates in all")

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from archspec.commands import positive
 from archspec.errors import EXIT_INTERRUPTED, EXIT_NO_FEASIBLE_TRIAL, EXIT_OK
 
 
@@ -153,11 +154,3 @@ def _command(args: argparse.Namespace) -> str:
     for text in args.overrides:
         words += ["--set", text]
     return shlex.join(words)
-
-
-def positive(text: str) -> int:
-    """Read a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {text}; required: a whole number of at least 1")
-    return value

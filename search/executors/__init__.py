@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from archspec.errors import UnsupportedError, unknown
+from archspec.errors import UsageError, unknown
 from archspec.search.resources import Resources
 
 Request = Mapping[str, Any]
@@ -86,10 +86,11 @@ def make_executor(name: str, num_workers: int | None, device: str, setup: Setup)
         device: ``cpu``, ``cuda``, or one GPU, ``cuda:1``.
 
     Raises:
-        UnsupportedError: for an unknown executor or a device that is not there.
+        UsageError: for an unknown executor, or options that it does not have.
+        UnsupportedError: for a device that is not there.
     """
     if setup.address is not None and name != "ray":
-        raise UnsupportedError(f"--address {setup.address}: executor {name} has no address; use --executor ray")
+        raise UsageError(f"--address {setup.address}: executor {name} has no address; use --executor ray")
     if name == "local":
         from archspec.search.executors.local import LocalPool
 
@@ -102,4 +103,4 @@ def make_executor(name: str, num_workers: int | None, device: str, setup: Setup)
         from archspec.search.executors.cluster import RayCluster
 
         return RayCluster(num_workers, device, setup)
-    raise UnsupportedError(f"executor: {unknown('executor', name, EXECUTORS)}")
+    raise UsageError(f"executor: {unknown('executor', name, EXECUTORS)}")

@@ -29,7 +29,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 import archspec
 from archspec import catalog
-from archspec.errors import RunError, UnsupportedError
+from archspec.errors import RunError, UnsupportedError, UsageError
 from archspec.search.executors import Outcome, Request, Setup
 from archspec.search.executors.remote import Answer, Job, overtime_note, serve, versions
 from archspec.search.resources import Resources
@@ -164,9 +164,9 @@ def _of_device(resources: Resources, device: str) -> Resources:
     """Return what a trial takes, one GPU if the device is one and nothing else is said."""
     kind, _, index = device.partition(":")
     if index:
-        raise UnsupportedError(f"device {device}: Ray chooses the GPU; use --device cuda")
+        raise UsageError(f"device {device}: Ray chooses the GPU; use --device cuda")
     if kind == "cpu" and resources.gpus:
-        raise UnsupportedError(f"resources.gpus: found {resources.gpus:g} with device cpu; use --device cuda, or 0")
+        raise UsageError(f"resources.gpus: found {resources.gpus:g} with device cpu; use --device cuda, or 0")
     if kind == "cuda" and not resources.gpus:
         return resources.model_copy(update={"gpus": 1.0})
     return resources

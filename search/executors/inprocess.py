@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from archspec.errors import UnsupportedError
+from archspec.errors import UsageError
 from archspec.search.executors import Outcome, Request, Setup
 
 
@@ -20,9 +20,9 @@ class InProcess:
 
     def __init__(self, num_workers: int | None, device: str, setup: Setup) -> None:
         if num_workers not in (None, 1):
-            raise UnsupportedError(f"executor inprocess: found {num_workers} workers; there is one, the driver itself")
+            raise UsageError(f"executor inprocess: found {num_workers} workers; there is one, the driver itself")
         if setup.evaluation_timeout_s is not None:
-            raise UnsupportedError(
+            raise UsageError(
                 "executor inprocess: evaluation_timeout_s needs a process that can be stopped; use --executor local"
             )
         self._waiting: deque[Request] = deque()

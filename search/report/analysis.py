@@ -25,7 +25,8 @@ def metric_of(run: Run, name: str | None) -> tuple[Objective, Column]:
     """Return what to analyse: the named figure, or the first objective.
 
     Raises:
-        RunError: when the run has no such figure, or no objective.
+        UsageError: when the run has no such figure.
+        RunError: when it has no objective.
     """
     if name is None and not run.objectives:
         raise RunError(f"{run.folder}: {unknown('objective', '', [])}")

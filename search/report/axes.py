@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from archspec.errors import RunError, unknown
+from archspec.errors import UsageError, unknown
 from archspec.search.names import Direction, Objective
 from archspec.search.records import Run
 from archspec.search.report.figures import Column, columns_of
@@ -23,16 +23,16 @@ def along(run: Run, names: Sequence[str], references: Mapping[str, float]) -> tu
         references: reference points of the hypervolume, before those of the search file.
 
     Raises:
-        RunError: for a name that the run did not record, or a direction that is missing or no direction.
+        UsageError: for a name that the run did not record, or a direction that is missing or no direction.
     """
     columns = {column.key: column for column in columns_of(run) if ":" not in column.key}
     known = {objective.name: objective for objective in run.objectives}
     if len(set(names)) < len(names) or not 1 <= len(names) <= MAX_OBJECTIVES:
-        raise RunError(f"--objectives {','.join(names)}: required: 1 to {MAX_OBJECTIVES} different names")
+        raise UsageError(f"--objectives {','.join(names)}: required: 1 to {MAX_OBJECTIVES} different names")
     chosen = [_objective(name, known, columns, run) for name in names]
     for name in references:
         if name not in {objective.name for objective in chosen}:
-            raise RunError(f"--reference {name}: {unknown('objective', name, [goal.name for goal in chosen])}")
+            raise UsageError(f"--reference {name}: {unknown('objective', name, [goal.name for goal in chosen])}")
     given = [replace(goal, reference=references.get(goal.name, goal.reference)) for goal in chosen]
     trials = replace(run, objectives=given).contenders
     found, worst = [], []
@@ -48,10 +48,10 @@ def along(run: Run, names: Sequence[str], references: Mapping[str, float]) -> tu
 def _objective(name: str, known: Mapping[str, Objective], columns: Mapping[str, Column], run: Run) -> Objective:
     metric, colon, said = name.partition(":")
     if colon and said not in _WAYS:
-        raise RunError(f"--objectives {name}: found direction {said!r}; required: max or min, as in {metric}:max")
+        raise UsageError(f"--objectives {name}: found direction {said!r}; required: max or min, as in {metric}:max")
     if metric not in columns:
-        raise RunError(f"{run.folder}: {unknown('recorded figure', metric, columns)}")
+        raise UsageError(f"{run.folder}: {unknown('recorded figure', metric, columns)}")
     base = known.get(metric, Objective(metric, metric, columns[metric].direction or "minimize"))
     if not colon and columns[metric].direction is None:
-        raise RunError(f"--objectives {metric}: which way is better is not known; write {metric}:max or {metric}:min")
+        raise UsageError(f"--objectives {metric}: which way is better is not known; write {metric}:max or {metric}:min")
     return replace(base, direction=_WAYS[said]) if colon else base

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.text import Text
 
-from archspec.errors import RunError
+from archspec.errors import RunError, UsageError
 from archspec.search import pareto
 from archspec.search.names import Objective
 from archspec.search.records import Run
@@ -51,7 +51,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
         RunError: when there are fewer than two, one has no trained trial, or they cannot be compared.
     """
     if len(runs) < 2 or len({run.folder.resolve() for run in runs}) < len(runs):
-        raise RunError("compare: required: two or more different runs")
+        raise UsageError("compare: required: two or more different runs")
     faults = [fault for run in runs[1:] for fault in _differences(runs[0], run)]
     if faults:
         shown = "\n  ".join(faults[:10])

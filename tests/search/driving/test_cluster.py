@@ -16,7 +16,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 import archspec
-from archspec.errors import RunError, UnsupportedError
+from archspec.errors import RunError, UnsupportedError, UsageError
 from archspec.search.candidates import Candidate, admit, named
 from archspec.search.entry import run as run_search
 from archspec.search.eventlog import Event, read_events
@@ -199,11 +199,11 @@ def test_data_is_fetched_where_storage_is_not_shared_and_other_versions_are_refu
 
 
 def test_devices_and_addresses_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="device cuda:1: Ray chooses the GPU; use --device cuda"):
+    with pytest.raises(UsageError, match="device cuda:1: Ray chooses the GPU; use --device cuda"):
         make_executor("ray", 1, "cuda:1", Setup(tmp_path))
-    with pytest.raises(UnsupportedError, match=r"resources\.gpus: found 0\.5 with device cpu"):
+    with pytest.raises(UsageError, match=r"resources\.gpus: found 0\.5 with device cpu"):
         make_executor("ray", 1, "cpu", Setup(tmp_path, resources=Resources(gpus=0.5)))
-    with pytest.raises(UnsupportedError, match="executor local has no address; use --executor ray"):
+    with pytest.raises(UsageError, match="executor local has no address; use --executor ray"):
         make_executor("local", 1, "cpu", Setup(tmp_path, address="auto"))
     with pytest.raises(RunError, match=r"no connection to a cluster at auto .*; start one with 'ray start --head'"):
         make_executor("ray", 1, "cpu", Setup(tmp_path / "logs", address="auto"))

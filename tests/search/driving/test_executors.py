@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from archspec.errors import UnsupportedError
+from archspec.errors import UnsupportedError, UsageError
 from archspec.search.candidates import Candidate, admit, named
 from archspec.search.executors import Outcome, Setup, make_executor
 from archspec.search.executors.local import LocalPool
@@ -176,7 +176,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path, request_of: Any) ->
 
 def test_unknown_executors_and_absent_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        UnsupportedError, match=r"unknown executor 'locl'; known: inprocess, local, ray\. Did you mean 'local'\?"
+        UsageError, match=r"unknown executor 'locl'; known: inprocess, local, ray\. Did you mean 'local'\?"
     ):
         make_executor("locl", 1, "cpu", Setup(tmp_path))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -202,9 +202,9 @@ def test_the_drivers_own_process_evaluates_one_at_a_time(tmp_path: Path, request
     executor.submit(request)
     executor.cancel("here")
     assert executor.wait(0.0) == []
-    with pytest.raises(UnsupportedError, match="found 2 workers; there is one, the driver itself"):
+    with pytest.raises(UsageError, match="found 2 workers; there is one, the driver itself"):
         make_executor("inprocess", 2, "cpu", Setup(tmp_path))
-    with pytest.raises(UnsupportedError, match="evaluation_timeout_s needs a process that can be stopped"):
+    with pytest.raises(UsageError, match="evaluation_timeout_s needs a process that can be stopped"):
         make_executor("inprocess", 1, "cpu", Setup(tmp_path, evaluation_timeout_s=1.0))
 
 

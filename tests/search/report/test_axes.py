@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 
 from archspec.commands import main
-from archspec.errors import EXIT_ERROR, EXIT_OK, RunError
+from archspec.errors import EXIT_INVALID, EXIT_OK, UsageError
 from archspec.search import pareto
 from archspec.search.records import load_run
 from archspec.search.report.axes import along
@@ -55,7 +55,7 @@ def test_what_cannot_be_an_axis_is_named(
     make_run: MakeRun, names: list[str], references: dict[str, float], message: str
 ) -> None:
     run = load_run(make_run(10))
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(UsageError, match=message):
         along(run, names, references)
 
 
@@ -101,7 +101,7 @@ def test_pareto_over_other_objectives_leaves_the_run_its_report(
 
 def test_a_reference_alone_or_without_a_number_is_an_error(make_run: MakeRun, capsys: Captured) -> None:
     folder = str(make_run(10))
-    assert main(["pareto", folder, "--reference", "state_bytes=1"]) == EXIT_ERROR
+    assert main(["pareto", folder, "--reference", "state_bytes=1"]) == EXIT_INVALID
     assert "--reference belongs to --objectives" in capsys.readouterr().err
-    assert main(["pareto", folder, "--objectives", "state_bytes", "--reference", "state_bytes=big"]) == EXIT_ERROR
+    assert main(["pareto", folder, "--objectives", "state_bytes", "--reference", "state_bytes=big"]) == EXIT_INVALID
     assert "required: NAME=VALUE, such as recall/accuracy=0.0" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 from rich.cells import cell_len
 
 from archspec.commands import main
-from archspec.errors import EXIT_ERROR, EXIT_OK
+from archspec.errors import EXIT_ERROR, EXIT_INVALID, EXIT_OK
 from archspec.search import pareto
 from archspec.search.eventlog import EVENTS
 from archspec.search.records import load_run
@@ -108,7 +108,7 @@ def test_runs_of_other_recipes_are_refused_by_their_search_files(make_run: MakeR
 def test_one_run_or_the_same_twice_is_an_error(make_run: MakeRun, capsys: Captured) -> None:
     folder = str(make_run(20))
     for names in ([folder], [folder, folder]):
-        assert main(["compare", *names]) == EXIT_ERROR
+        assert main(["compare", *names]) == EXIT_INVALID
         assert "required: two or more different runs" in capsys.readouterr().err
     empty = variant(Path(folder), "empty")
     lines = (empty / EVENTS).read_text().splitlines(keepends=True)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from archspec import load_exported
 from archspec.commands import main
 from archspec.compiler import compile as compile_spec
-from archspec.errors import EXIT_ERROR, EXIT_OK, RunError
+from archspec.errors import EXIT_ERROR, EXIT_OK, RunError, UsageError
 from archspec.search import evaluation
 from archspec.search.export import export
 from archspec.search.recipe import Recipe
@@ -125,7 +125,7 @@ def test_force_does_not_replace_what_is_no_export(trained: Run, tmp_path: Path) 
 def test_a_trial_without_weights_is_refused_with_those_that_have_some(trained: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"trial 4 \(quick-4\) has no stored weights: it is evaluated; .*#1 gated_delta"):
         export(trained, trained.trials[4], tmp_path / "out")
-    with pytest.raises(RunError, match=r"unknown task with weights 'txt'; known: recall"):
+    with pytest.raises(UsageError, match=r"unknown task with weights 'txt'; known: recall"):
         export(trained, trained.trials[1], tmp_path / "out", task="txt")
     assert not (tmp_path / "out").exists()
 
