@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -50,7 +50,8 @@ class Dispatcher:
         self._on_progress = on_progress
         self._queue: deque[Request] = deque()
         self._flying: dict[str, Request] = {}
-        self._outstanding: set[str] = set()
+        self._outstanding: dict[str, int] = {}  # key -> trial, of what is queued or running
+        self._pending: Counter[int] = Counter()  # trial -> how much of that is its
 
     def add(self, requests: Iterable[Request], *, first: bool = False) -> None:
         """Queue what is not done yet, behind what is queued or, if it goes ``first``, before it."""
@@ -63,7 +64,8 @@ class Dispatcher:
                 self._record(request)
             else:
                 self._queue.insert(place if first else len(self._queue), request)
-                self._outstanding.add(request["key"])
+                self._outstanding[request["key"]] = request["trial"]
+                self._pending[request["trial"]] += 1
                 place += 1
 
     @property
@@ -72,16 +74,20 @@ class Dispatcher:
         return self._executor.capacity - len(self._flying) - len(self._queue)
 
     @property
-    def outstanding(self) -> list[Request]:
-        """What is queued or running."""
-        return [*self._flying.values(), *self._queue]
+    def is_busy(self) -> bool:
+        """Whether anything is queued or running."""
+        return bool(self._outstanding)
+
+    def is_pending(self, trial: int) -> bool:
+        """Whether anything of a trial is queued or running."""
+        return trial in self._pending
 
     def step(self, timeout_s: float) -> None:
         """Start what can be started, and record what happened within ``timeout_s``."""
-        self._fill()
+        self.start()
         for outcome in self._executor.wait(timeout_s):
             self._take(outcome)
-        self._fill()
+        self.start()
 
     def withdraw(self) -> None:
         """Note that what is running will be stopped and was not at fault."""
@@ -93,13 +99,22 @@ class Dispatcher:
         self._flying.clear()
         self._queue.clear()
         self._outstanding.clear()
+        self._pending.clear()
 
-    def _fill(self) -> None:
+    def _done(self, key: str) -> None:
+        trial = self._outstanding.pop(key, None)
+        if trial is not None:
+            self._pending[trial] -= 1
+            if not self._pending[trial]:
+                del self._pending[trial]
+
+    def start(self) -> None:
+        """Start what can be started."""
         while self._queue and len(self._flying) < self._executor.capacity:
             request = self._queue.popleft()
             key, attempt = request["key"], self._run.attempts.get(request["key"], 0) + 1
             if self._run.trials[request["trial"]].state == "failed":
-                self._outstanding.discard(key)
+                self._done(key)
                 continue  # another of its evaluations failed: this one could not save it
             if (hopeless := self._hopeless(key)) is not None:
                 self._fail(request, hopeless)
@@ -148,7 +163,7 @@ class Dispatcher:
         self._record(request)
 
     def _record(self, request: Request) -> None:
-        self._outstanding.discard(request["key"])
+        self._done(request["key"])
         result = json.loads(self._folder.result(request["key"]).read_bytes())
         if self._shared is not None:
             self._shared.keep(self._folder.result(request["key"]), result)

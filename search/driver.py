@@ -45,6 +45,7 @@ from archspec.search.trial import Trial
 from archspec.yamltext import LocatedMap, parse
 
 POLL_S = 0.2
+COMMIT_S = 1.0  # of log and study at most this much is lost with the machine; results are on the disk before they count
 
 OnEvent = Callable[[Event], None]
 
@@ -84,6 +85,7 @@ class Driver:
         self._candidates: dict[int, Candidate] = {}
         self._by_hash = {trial.hash: trial.number for trial in reversed(list(self.run)) if trial.state != "rejected"}
         self._opened = ExitStack()
+        self._committed = time.monotonic()
         self._deadline = None if limits.timeout_s is None else time.monotonic() + limits.timeout_s
 
     def execute(self) -> str:
@@ -144,6 +146,9 @@ class Driver:
         )
         self._opened.callback(self._study.close)
         self._proposer = Proposer(self._search, self._study, self.run, self._offset, among)
+        for trial in [self.run.trials.get(number + self._offset) for number in self._study.unfinished()]:
+            if trial is not None and trial.round in self.run.closed:  # a power cut took what the study was told
+                self._tell(trial)
         self._start_baselines()
         while (size := self._round_size()) > 0:
             climb = self._flow if self._search.settings.asynchronous else self._climb
@@ -204,12 +209,13 @@ class Driver:
 
     def _flow(self, index: int, size: int) -> None:
         """Take one round up the ladder asynchronously: whenever a worker is free, the next step is decided."""
-        halving, settled = Halving(self._search, index), 0
+        halving, settled, heard = Halving(self._search, index), 0, time.monotonic()
         accepted = len(self._accepted(index))
         while self._proposer.is_cut_short and index not in self.run.exhausted:
             accepted += self._draw_one(index) is not None  # before anything else is known: as it would have been drawn
+        done = {(number, rung) for number, rung, _ in self.run.completions}
         for number, rung in self.run.begun:
-            if self.run.trials[number].round == index:
+            if self.run.trials[number].round == index and (number, rung) not in done:
                 self._enqueue(number, rung, first=rung > 0)
         while True:
             self._check()
@@ -219,9 +225,13 @@ class Driver:
                 if (found := self._draw_one(index)) is not None:
                     accepted += 1
                     self._enqueue(self._by_hash[found.hash], 0)
-                self._dispatcher.step(0.0)
-            elif self._dispatcher.outstanding:
+                self._dispatcher.start()
+                if time.monotonic() - heard > POLL_S:  # between draws, hear what has finished meanwhile
+                    self._dispatcher.step(0.0)
+                    heard = time.monotonic()
+            elif self._dispatcher.is_busy:
                 self._dispatcher.step(POLL_S)
+                heard = time.monotonic()
             elif settled == len(self.run.completions):
                 break
         for trial in self._accepted(index):
@@ -275,13 +285,11 @@ class Driver:
             found = Rejection("duplicate", reason, {}, found.hash)
         drawn = {"coordinates": proposal.coordinates, "how": proposal.how, "redraws": proposal.redraws}
         if isinstance(found, Candidate):
-            self._study.label(proposal.number, hash=found.hash)
             self._accept(number, name, found, index, "", drawn)
-            self._proposer.hear(proposal, None)
+            self._proposer.hear(proposal, None, hash=found.hash)
             return found
         broken = {"rule": found.rule, "reason": found.reason, "hash": found.hash, "excess": found.excess}
         self.emit("rejected", trial=number, round=index, **drawn, **broken)
-        self._study.fail(proposal.number, found.excess)
         self._proposer.hear(proposal, found)
         return None
 
@@ -368,12 +376,17 @@ class Driver:
 
     def _finish(self, members: Sequence[int]) -> None:
         """Wait until nothing of these trials is queued or running."""
-        wanted = set(members)
-        while any(request["trial"] in wanted for request in self._dispatcher.outstanding):
-            self._check()
-            self._dispatcher.step(POLL_S)
+        for number in members:
+            while self._dispatcher.is_pending(number):
+                self._check()
+                self._dispatcher.step(POLL_S)
 
     def _check(self) -> None:
+        """Between any two steps: make what was logged durable from time to time, and stop when it is time."""
+        if time.monotonic() - self._committed > COMMIT_S:
+            self._log.commit()
+            self._study.commit()
+            self._committed = time.monotonic()
         if self._limits.stop:
             raise StoppedEarly(self._limits.stop[0])
         if self._deadline is not None and time.monotonic() > self._deadline:

@@ -94,9 +94,12 @@ class EventLog:
         trim_torn_line(path)
         self._path = path
         self._file = path.open("ab", buffering=0)
+        self._is_durable = True
 
     def append(self, event: str, **fields: Any) -> Event:
         """Write one event and hand it to the operating system; return it with its time (seconds, UTC epoch).
+
+        It outlives a kill of this process; ``commit`` makes it outlive a power cut.
 
         Raises:
             RunError: when the disk does not take it; the log then ends with the event before.
@@ -109,17 +112,36 @@ class EventLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             os.ftruncate(self._file.fileno(), size)
-            raise RunError(
-                f"{self._path}: cannot be written ({error.strerror}); "
-                "free the disk, then continue with the same command"
-            ) from error
+            raise self._unwritable(error) from error
+        self._is_durable = False
         return entry
+
+    def commit(self) -> None:
+        """Wait until every event is on the disk.
+
+        Raises:
+            RunError: when the disk does not take them.
+        """
+        if self._is_durable:
+            return
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._is_durable = True
 
     def close(self) -> None:
         """Make everything written durable and close."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            try:
+                self.commit()
+            finally:
+                self._file.close()
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self._path}: cannot be written ({error.strerror}); free the disk, then continue with the same command"
+        )
 
     def __enter__(self) -> Self:
         return self

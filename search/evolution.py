@@ -29,40 +29,60 @@ class Parents:
 
     def __init__(self, population: int) -> None:
         self._population = population
-        self._numbers: list[int] = []
+        self._places: dict[int, int] = {}  # trial number -> row of the tables below
         self._points: list[Coordinates] = []
-        self._excess: list[float] = []
+        self._numbers: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._excess: NDArray[np.float64] = np.empty(0)
         self._losses: NDArray[np.float64] = np.empty((0, 0))
         self._dominators: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._best: list[int] | None = None
+        self._best: list[Coordinates] | None = None
 
     def add(self, number: int, point: Mapping[str, Any], losses: Sequence[float], excess: float = 0.0) -> None:
         """Add a finished trial: its losses (less is better) and by how much it breaks soft constraints in all."""
-        if number in self._numbers:
+        if number in self._places:
             return
-        row, count = np.asarray(losses, dtype=np.float64), len(self._numbers)
-        if count == len(self._dominators):  # grow by doubling
-            size = max(64, 2 * count)
-            self._losses = np.concatenate([self._losses.reshape(count, len(row)), np.empty((size - count, len(row)))])
-            self._dominators = np.concatenate([self._dominators, np.zeros(size - count, dtype=np.int64)])
+        row, count = np.asarray(losses, dtype=np.float64), len(self._places)
+        if count == len(self._numbers):
+            self._grow(max(64, 2 * count), len(row))
         before = self._losses[:count]
         self._dominators[:count] += (row <= before).all(1) & (row < before).any(1)
         self._dominators[count] = ((before <= row).all(1) & (before < row).any(1)).sum()
-        self._losses[count] = row
-        self._numbers.append(number)
+        self._losses[count], self._numbers[count], self._excess[count] = row, number, excess
+        self._places[number] = count
         self._points.append(dict(point))
-        self._excess.append(excess)
         self._best = None
 
+    def _grow(self, size: int, width: int) -> None:
+        """Give the tables ``size`` rows, those there are first."""
+        count = len(self._numbers)
+        self._losses = np.concatenate([self._losses.reshape(count, width), np.empty((size - count, width))])
+        self._numbers, self._excess, self._dominators = (
+            np.concatenate([table, np.zeros(size - count, dtype=table.dtype)])
+            for table in (self._numbers, self._excess, self._dominators)
+        )
+
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._places)
 
     def best(self) -> list[Coordinates]:
         """Return the points of the population, from the best."""
         if self._best is None:
-            order = sorted(range(len(self)), key=lambda i: (self._excess[i], self._dominators[i], self._numbers[i]))
-            self._best = order[: self._population]
-        return [self._points[index] for index in self._best]
+            rows = self._eligible()
+            order = np.lexsort((self._numbers[rows], self._dominators[rows], self._excess[rows]))
+            self._best = [self._points[row] for row in rows[order][: self._population]]
+        return self._best
+
+    def _eligible(self) -> NDArray[np.int64]:
+        """Return rows among which the population is: by excess, then by dominators. To sort all would take longer."""
+        rows, wanted = np.arange(len(self)), self._population
+        if len(rows) <= wanted:
+            return rows
+        excess = self._excess[: len(rows)]
+        last = np.partition(excess, wanted - 1)[wanted - 1]
+        ahead, level = rows[excess < last], rows[excess == last]
+        dominators = self._dominators[level]
+        last = np.partition(dominators, wanted - len(ahead) - 1)[wanted - len(ahead) - 1]
+        return np.concatenate([ahead, level[dominators <= last]])
 
     def child(self, generator: random.Random, parameters: Mapping[str, Values]) -> Coordinates:
         """Return a child's coordinates; those that it needs and no parent has are left out."""

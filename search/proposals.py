@@ -43,13 +43,18 @@ How = Literal["known", "repair", "unseen", "chance", "sampler"]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A proposed point: its number in the study, the document there, how it was come by, and draws thrown away."""
+    """A proposed point: its number in the study, the document there, how it was come by, and draws thrown away.
+
+    Fields:
+        values: parameter -> what it could have been, for the study; None: the study holds the point already.
+    """
 
     number: int
     document: LocatedMap
     coordinates: Coordinates
     how: How
     redraws: int = 0
+    values: Mapping[str, Values] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Proposer:
             if trial.origin == "sampled":
                 broken = trial.rule if trial.state == "rejected" else None
                 self._take_note(trial.coordinates, trial.how, broken, trial.excess)
+        self._catch_up(run)
         for number, coordinates, losses, excess in study.completed():
             self._parents.add(number, coordinates, study.losses(losses), excess)
         self._unfinished = self._half_asked(run)
@@ -105,7 +111,11 @@ class Proposer:
         return len(self._misses) >= MAX_REJECTIONS or (bool(size.continuous) and repeats >= MAX_REPEATS)
 
     def next(self) -> Proposal | None:
-        """Return the next proposal, which the study then holds as running; None when every point has been seen."""
+        """Return the next proposal; None when every point has been seen.
+
+        Optuna's own the study holds as running. The others it holds once they are heard of: whatever happens to them
+        is logged first.
+        """
         resumed = self._unfinished.pop(0) if self._unfinished else None
         number = self._study.num_trials if resumed is None else resumed
         how = self._how(number)
@@ -117,16 +127,22 @@ class Proposer:
         if made is None:
             return None
         document, genes, how, redraws = made
-        if resumed is None:
-            self._study.add(genes.coordinates, genes.values)
-        return Proposal(number, document, genes.coordinates, how, redraws)
+        return Proposal(number, document, genes.coordinates, how, redraws, genes.values if resumed is None else None)
 
-    def hear(self, proposal: Proposal, rejection: Rejection | None) -> None:
-        """Take note of whether a proposal was accepted."""
+    def hear(self, proposal: Proposal, rejection: Rejection | None, **attributes: Any) -> None:
+        """Take note of whether a proposal was accepted, and tell the study; ``attributes`` label an accepted one."""
         if rejection is None:
             self._take_note(proposal.coordinates, proposal.how, None, {})
+            if proposal.values is not None:
+                self._study.add(proposal.coordinates, proposal.values, **attributes)
+            else:
+                self._study.label(proposal.number, **attributes)
+            return
+        self._take_note(proposal.coordinates, proposal.how, rejection.rule, rejection.excess)
+        if proposal.values is not None:
+            self._study.add(proposal.coordinates, proposal.values, rejected=rejection.excess)
         else:
-            self._take_note(proposal.coordinates, proposal.how, rejection.rule, rejection.excess)
+            self._study.fail(proposal.number, rejection.excess)
 
     def hear_values(self, number: int, point: Mapping[str, Any], losses: list[float], excess: float) -> None:
         """Take note of the final values of the study's trial ``number``."""
@@ -142,6 +158,15 @@ class Proposer:
         self._seen.add(key)
         self._last_how = how
 
+    def _catch_up(self, run: Run) -> None:
+        """Add to the study what the event log has and a kill, or a power cut, kept from it."""
+        for trial in run:
+            if trial.number - self._offset == self._study.num_trials:
+                if trial.state == "rejected":
+                    self._study.add(trial.coordinates, self._parameters, rejected=trial.excess)
+                else:
+                    self._study.add(trial.coordinates, self._parameters, hash=trial.hash)
+
     def _half_asked(self, run: Run) -> list[int]:
         """Return the proposals that a kill cut short; those it only left untold are told."""
         found = []
@@ -149,8 +174,12 @@ class Proposer:
             trial = run.trials.get(number + self._offset)
             if trial is None:
                 found.append(number)
-            elif trial.state == "rejected":
+                continue
+            self._study.restore(number, trial.coordinates, self._parameters)
+            if trial.state == "rejected":
                 self._study.fail(number, trial.excess)
+            else:
+                self._study.label(number, hash=trial.hash)
         return found
 
     def _repeats(self) -> int:

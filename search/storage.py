@@ -17,11 +17,11 @@ from typing import Any
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 
 from archspec.errors import RunError
 from archspec.search.eventlog import trim_torn_line
+from archspec.search.journal import Journal
 from archspec.search.names import Direction
 
 IDENTITY = "archspec:run"
@@ -54,14 +54,16 @@ class DatabaseLock:
         self._connection.close()
 
 
-def open_journal(path: Path, name: str, directions: Sequence[Direction]) -> Study:
+def open_journal(path: Path, name: str, directions: Sequence[Direction]) -> tuple[Study, Journal]:
     """Open the study in a run's journal, cut to its last whole line."""
     trim_torn_line(path)
     for lock in path.parent.glob(f"{path.name}.lock*"):
         lock.unlink()  # the run's own lock keeps other drivers out: this one was left by a kill
     try:
-        storage = JournalStorage(JournalFileBackend(str(path)))
-        return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        journal = Journal(path)
+        storage = JournalStorage(journal)
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        return study, journal
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: the study cannot be read ({error}); the journal was edited or damaged") from error
 

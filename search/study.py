@@ -3,7 +3,8 @@
 A proposal of one of Optuna's samplers depends on the trials before it and on (seed, trial number, parameter name)
 alone: every draw has a sampler of its own, seeded by these. So a trial that a kill left half asked is taken up again
 where it stood, and a run that was killed proposes what it would have proposed. Points that the search proposes by
-itself (``proposals``) are added whole.
+itself (``proposals``) are added whole, with what became of them, once the event log has them; what a kill or a power
+cut kept from the study is added from there.
 
 What Optuna is told: COMPLETE with the objectives' values for those with final scores; PRUNED for those that were not
 promoted, whose low-fidelity values stay out of the study; FAIL for draws that were rejected, and for failures.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,38 +61,77 @@ class SearchStudy:
         self.seed = seed
         self._objectives = objectives
         directions = [objective.direction for objective in objectives]
-        self._place, self._lock = url or str(path), None
+        self._place, self._lock, self._journal = url or str(path), None, None
         if url is None:
-            self._study = open_journal(path, name, directions)
+            self._study, self._journal = open_journal(path, name, directions)
         else:
             self._study, self._lock = open_database(url, name, directions, identity)
         distributions = {name: distribution(values) for name, values in (parameters or {}).items()}
         self._study = _grown(self._study, distributions)
-        self._sampler = _Seeded(sampler, seed, distributions)
+        self._study.sampler = _Seeded(sampler, seed, distributions)
+        # Nobody else adds trials: counting them again would take longer the more there are.
+        self._num_trials = int(self._study._storage.get_n_trials(self._study._study_id))
+
+    def commit(self) -> None:
+        """Make everything durable that the study was told; a database does it at once."""
+        if self._journal is not None:
+            self._journal.commit()
 
     def close(self) -> None:
         """Let other drivers have the study."""
+        if self._journal is not None:
+            self._journal.close()
         if self._lock is not None:
             self._lock.close()
 
     def ask(self) -> Asked:
         """Return the sampler's next proposal."""
-        self._study.sampler = self._sampler
-        return Asked(self._study.ask())
+        trial_id = self._study._storage.create_new_trial(self._study._study_id)
+        self._num_trials += 1
+        return self._asked(trial_id)
 
     def resume(self, number: int) -> Asked:
         """Return a proposal that a kill left unfinished; the parameters it has keep their values."""
-        self._study.sampler = self._sampler
-        return Asked(Trial(self._study, self._trial_id(number)))
+        return self._asked(self._trial_id(number))
 
-    def add(self, coordinates: Mapping[str, Any], values: Mapping[str, Values]) -> int:
-        """Add a point that no sampler of Optuna proposed, as a trial that is running; return its number."""
-        number = self.num_trials
-        distributions = {name: distribution(values[name]) for name in coordinates}
-        self._study.add_trial(
-            create_trial(state=TrialState.RUNNING, params=dict(coordinates), distributions=distributions)
+    def _asked(self, trial_id: int) -> Asked:
+        self._study._thread_local.cached_all_trials = None  # what a sampler saw before this trial
+        return Asked(Trial(self._study, trial_id))
+
+    def add(
+        self,
+        coordinates: Mapping[str, Any],
+        values: Mapping[str, Values],
+        *,
+        rejected: Mapping[str, float] | None = None,
+        **attributes: Any,
+    ) -> int:
+        """Add a point that no sampler of Optuna proposed, in one record; return its number.
+
+        Args:
+            coordinates: the point; ``values``: parameter -> what it could have been.
+            rejected: by how much it broke which constraint, of a trial that failed; without it, one that is running.
+            attributes: as ``label`` notes them.
+        """
+        number = self._num_trials
+        trial = create_trial(
+            state=TrialState.RUNNING if rejected is None else TrialState.FAIL,
+            params=dict(coordinates),
+            distributions={name: distribution(values[name]) for name in coordinates},
+            user_attrs=attributes,
+            constraints=dict(rejected or {}),
         )
+        self._study._storage.create_new_trial(self._study._study_id, template_trial=trial)
+        self._num_trials += 1
         return number
+
+    def restore(self, number: int, coordinates: Mapping[str, Any], values: Mapping[str, Values]) -> None:
+        """Give a running trial those of its coordinates that it has lost."""
+        frozen = self._frozen(number)
+        for name in [name for name in coordinates if name not in frozen.params]:
+            among = distribution(values[name])
+            internal = among.to_internal_repr(coordinates[name])
+            self._study._storage.set_trial_param(frozen._trial_id, name, internal, among)
 
     def unfinished(self) -> list[int]:
         """Return the numbers of the trials that were asked and not told."""
@@ -100,7 +141,7 @@ class SearchStudy:
     @property
     def num_trials(self) -> int:
         """How many proposals there are."""
-        return int(self._study._storage.get_n_trials(self._study._study_id))
+        return self._num_trials
 
     def completed(self) -> Iterator[tuple[int, dict[str, Any], list[float], float]]:
         """Yield number, coordinates, values and sum of the soft constraints' excess of every completed trial."""
@@ -112,10 +153,11 @@ class SearchStudy:
         return [goal.loss(value) for goal, value in zip(self._objectives, values, strict=True)]
 
     def label(self, number: int, **attributes: Any) -> None:
-        """Note attributes on a trial, for readers of the study."""
-        trial = Trial(self._study, self._trial_id(number))
+        """Note attributes on a trial, for readers of the study; those that it has stay."""
+        frozen = self._frozen(number)
         for name, value in attributes.items():
-            trial.set_user_attr(name, value)
+            if name not in frozen.user_attrs:
+                self._study._storage.set_trial_user_attr(frozen._trial_id, name, value)
 
     def complete(self, number: int, values: Sequence[float], excess: Mapping[str, float] | None = None) -> None:
         """Tell the final values, and how far they are outside soft constraints; a told trial is left as it is."""
@@ -140,9 +182,9 @@ class SearchStudy:
                 trial.set_constraint(name, excess[name])
 
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
-        if not self._is_told(number):
-            self._study.sampler = self._sampler
-            self._study.tell(number, values, state=state)
+        frozen = self._frozen(number)
+        if not frozen.state.is_finished():
+            self._study._storage.set_trial_state_values(frozen._trial_id, state, values)
 
     def _is_told(self, number: int) -> bool:
         return self._frozen(number).state.is_finished()
@@ -185,7 +227,10 @@ class Asked:
 
 
 class _Seeded(BaseSampler):
-    """A sampler of Optuna whose every draw is seeded by (seed, trial number, parameter)."""
+    """A sampler of Optuna whose every draw is seeded by (seed, trial number, parameter).
+
+    None of these samplers does anything before or after a trial when constraints are set on trials.
+    """
 
     def __init__(self, kind: Sampler, seed: int, distributions: Mapping[str, BaseDistribution]) -> None:
         self._kind, self._seed, self._distributions = kind, seed, distributions
@@ -218,14 +263,6 @@ class _Seeded(BaseSampler):
     ) -> Any:
         """Draw one parameter."""
         return self._for(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Let the sampler prepare."""
-        self._for(trial, "before").before_trial(study, trial)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Let the sampler conclude."""
-        self._for(trial, "after").after_trial(study, trial, state, values)
 
 
 class _Sequence(QMCSampler):
@@ -291,6 +328,7 @@ def _fits(study: Study, distributions: Mapping[str, BaseDistribution]) -> bool:
     return all(distributions.get(name, known) == known for name, known in found.items())
 
 
+@cache
 def distribution(values: Values) -> BaseDistribution:
     """Return Optuna's form of a parameter's values."""
     if isinstance(values, tuple):

@@ -12,7 +12,11 @@ FIRST = ("version", "study", "name", "about")
 _NUMERIC = "+-.0123456789"
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # libyaml where it is there
+    def __init__(self, *args: Any, width: int, **options: Any) -> None:
+        super().__init__(*args, width=width, **options)
+        self.best_width = width
+
     def ignore_aliases(self, data: Any) -> bool:
         """The language has no anchors: what occurs twice is written twice."""
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,28 @@ def test_a_torn_last_line_and_a_lock_left_by_a_kill_do_no_harm(tmp_path: Path) -
     fill(study, 1)
     assert time.monotonic() - started < 10  # Optuna alone would wait 30 s for the lock
     assert journal.read_bytes().startswith(whole)
+    assert len(trials(tmp_path)) == 4
+
+
+def test_what_others_write_to_the_journal_is_read_and_what_does_not_fit_leaves_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    study = open_study(tmp_path)
+    fill(study, 2)
+    optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(path)))).set_user_attr("note", "x")
+    fill(study, 1)
+    assert study._study.user_attrs == {"note": "x"}
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"No space left on device.*journal\.log"):
+            study.ask()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole
+    study.commit()
+    study.close()
+    assert fill(open_study(tmp_path), 1)
     assert len(trials(tmp_path)) == 4
 
 

@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from archspec.commands import main
 from archspec.search.dispatch import MAX_INTERRUPTIONS
@@ -150,6 +153,28 @@ def test_a_run_goes_on_after_garbage_by_its_folder_alone(
     assert nothing_repeated(crashed)
     assert main(["resume", str(crashed.parent / "tinny")]) == 1
     assert "no run here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.8])
+def test_what_a_power_cut_took_of_the_study_is_told_again_from_the_log(
+    whole: SearchResult, crashed: Path, tiny_file: Path, kept: float
+) -> None:
+    """The study is made durable after the log, and not at every record."""
+    journal = crashed / "journal.log"
+    journal.write_bytes(journal.read_bytes()[: int(kept * journal.stat().st_size)])
+    found = run_search(tiny_file, runs_dir=crashed.parent, executor="inprocess")
+    assert outline(found.run) == outline(whole.run)
+    assert nothing_repeated(crashed)
+    assert told(crashed) == told(whole.folder)
+    journal.unlink()  # a finished run's, too
+    run_search(tiny_file, runs_dir=crashed.parent, executor="inprocess")
+    assert told(crashed) == told(whole.folder)
+
+
+def told(folder: Path) -> list[tuple[Any, ...]]:
+    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    trials = optuna.load_study(study_name="tiny", storage=storage).trials
+    return [(trial.params, trial.state, trial.values, trial.user_attrs, trial.constraints) for trial in trials]
 
 
 def test_a_clock_that_jumps_changes_nothing(
