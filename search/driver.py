@@ -130,8 +130,8 @@ class Driver:
             device=self._search.settings.device,
             trials=self._limits.trials,
         )
-        if self.run.space_size != vars(self._search.space.size):
-            self.emit("grown", space=vars(self._search.space.size))
+        if self.run.generation != self._folder.generation:
+            self.emit("grown", space=vars(self._search.space.size), generation=self._folder.generation)
         settings = self._search.settings
         among = parameters(self._search.space)
         self._study = SearchStudy(

@@ -89,6 +89,7 @@ class Run:
         begun: [trial, rung] for every rung that a candidate came to, in order.
         completions: [trial, rung, 1], or [trial, rung, 0] for a failure, in the order in which rungs were finished.
         space_size: number of settings and of parameters, as it stands; see ``space.Size``.
+        generation: how often the space has grown.
         reused: evaluations taken from a shared cache.
         deaths: key -> workers that died on an evaluation; ``losses``: machines that were lost, or workers before they
             began; ``interruptions``: drivers that ended without a word during it, having finished no other.
@@ -126,6 +127,7 @@ class Run:
     redraws: int = 0
     reused: int = 0
     space_size: dict[str, int] = field(default_factory=dict)
+    generation: int = 0
     soft_constraints: dict[str, dict[str, float | None]] = field(default_factory=dict)
     begun: list[list[int]] = field(default_factory=list)
     completions: list[list[int]] = field(default_factory=list)
@@ -218,6 +220,7 @@ class Run:
 
     def _on_grown(self, event: Event) -> None:
         self.space_size = event["space"]
+        self.generation = event.get("generation", self.generation + 1)
         for index in self.exhausted:  # there is more to draw: the round counts for what it found
             members = [trial for trial in self.trials.values() if trial.round == index and trial.state != "rejected"]
             self.round_sizes[index] = len(members)

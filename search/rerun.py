@@ -4,11 +4,16 @@ The run's own driver does it, in a folder of its own, with an executor that eval
 order in which they did, with the results that they had, measured times included. Every event that is a decision or a
 completion must come out as it stands in the log, in the same order; starts, deaths and pauses may differ. Re-scoring
 a front on fresh seeds decides nothing, and is left out.
+
+Where the space grew, the log is replayed in parts, each by a driver with the search file of its time, which goes on in
+the folder of the one before.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,13 +26,14 @@ from archspec.search.driver import Driver, Limits
 from archspec.search.eventlog import EVENTS, Event, read_events
 from archspec.search.executors import Outcome, Request
 from archspec.search.records import RECHECK
-from archspec.search.rundir import SEARCH, RunFolder
+from archspec.search.rundir import ENVIRONMENT, SEARCH, RunFolder
 from archspec.search.searchfile import load_search_file
 
 DECISIONS = ("round", "proposed", "rejected", "exhausted", "promoted", "finished", "closed")
 DRAWN = ("proposed", "rejected", "exhausted")
 IGNORED = ("time", "wall_s", "reused")
 MANY = 1 << 30
+ALONE = ("storage=null", "cache=null", "recheck=null")
 
 
 @dataclass(frozen=True)
@@ -54,32 +60,43 @@ def replay_run(folder: Path) -> Replay:
     """
     if not (folder / EVENTS).is_file() or not (folder / SEARCH).is_file():
         raise RunError(f"{folder}: no run here ({EVENTS} or {SEARCH} is missing)")
-    search = load_search_file(folder / SEARCH, overrides=["storage=null", "cache=null", "recheck=null"])
-    events = list(read_events(folder / EVENTS))
-    if any(event["event"] == "grown" for event in events):
-        raise RunError(f"{folder}: the space grew during this run; required: a run of one search file")
-    log = [event for event in events if event["event"] in DECISIONS and RECHECK not in event.get("stage", "")]
+    environment = folder / ENVIRONMENT
+    known = json.loads(environment.read_bytes()) if environment.is_file() else {}
+    beside = Path(known.get("search_folder", folder))
+    verified: Counter[str] = Counter()
     with TemporaryDirectory() as temporary:
         shared = folder.parent / ".cache"
         if shared.is_dir():  # frozen corpora are read, not built again
             (Path(temporary) / ".cache").symlink_to(shared.resolve())
-        with RunFolder(Path(temporary) / "run", search) as opened:
-            driver = _Replaying(search, opened, _Recorded(folder, log, opened.path / "results"), Limits(1))
-            with suppress(_Done):
-                driver.take_again()
-    verified: dict[str, int] = {}
-    for event in driver.cursor.log[: driver.cursor.place]:
-        verified[event["event"]] = verified.get(event["event"], 0) + 1
-    if driver.cursor.place < len(log):
-        raise RunError(f"replay: ended before event {driver.cursor.place + 1} of the log: {_brief(driver.cursor.next)}")
-    return Replay(verified)
+        for generation, log in _parts(folder):
+            path = folder / f"search-{generation + 1}.yaml"
+            search = load_search_file(path if path.is_file() else folder / SEARCH, ALONE, folder=beside)
+            cursor = _Recorded(folder, log, Path(temporary) / "run" / "results", sum(verified.values()))
+            with RunFolder(Path(temporary) / "run", search) as opened, suppress(_Done):
+                _Replaying(search, opened, cursor, Limits(1)).take_again()
+            if cursor.place < len(log):
+                raise RunError(f"replay: ended before event {cursor.number} of the log: {_brief(cursor.next)}")
+            verified.update(event["event"] for event in log)
+    return Replay(dict(verified))
+
+
+def _parts(folder: Path) -> list[tuple[int, list[Event]]]:
+    """Return the decisions in the log by the generation of the space in which they were taken."""
+    parts: list[tuple[int, list[Event]]] = [(0, [])]
+    for event in read_events(folder / EVENTS):
+        if event["event"] == "grown":
+            parts.append((event.get("generation", parts[-1][0] + 1), []))
+        elif event["event"] in DECISIONS and RECHECK not in event.get("stage", ""):
+            parts[-1][1].append(event)
+    return [(generation, log) for generation, log in parts if log]
 
 
 class _Recorded:
     """An executor whose evaluations finish as the log says, and which knows the place in the log."""
 
-    def __init__(self, folder: Path, log: Sequence[Event], results: Path) -> None:
+    def __init__(self, folder: Path, log: Sequence[Event], results: Path, before: int) -> None:
         self.log, self.results, self.place = log, results, 0
+        self._before = before
         self._folder, self._flying = folder, dict[str, Request]()
 
     @property
@@ -88,6 +105,11 @@ class _Recorded:
         if self.place == len(self.log):
             raise _Done
         return self.log[self.place]
+
+    @property
+    def number(self) -> int:
+        """Which decision of the whole log comes next, from 1."""
+        return self._before + self.place + 1
 
     @property
     def capacity(self) -> int:
@@ -114,7 +136,7 @@ class _Recorded:
             found.append(Outcome(event["key"], "finished"))
         if not found and timeout_s > 0:
             raise RunError(
-                f"replay: event {self.place + 1} of the log is not due: {_brief(self.next)}; "
+                f"replay: event {self.number} of the log is not due: {_brief(self.next)}; "
                 "the run was made by another version, or its log was edited"
             )
         return found
@@ -138,7 +160,7 @@ class _Recorded:
         for name in {**expected, **made}:
             if name not in IGNORED and _plain(expected.get(name)) != _plain(made.get(name)):
                 raise RunError(
-                    f"replay: event {self.place + 1} of the log differs in {name!r}: the log has "
+                    f"replay: event {self.number} of the log differs in {name!r}: the log has "
                     f"{_brief(expected)}: {expected.get(name)!r}; derived: {_brief(made)}: {made.get(name)!r}"
                 )
         self.place += 1
@@ -176,6 +198,11 @@ class _Replaying(Driver):
         if event in DECISIONS:
             self.cursor.compare(event, fields)
         super().emit(event, **fields)
+
+    def _check(self) -> None:
+        """Stop where the log does: what comes after may be decided in another space."""
+        if self.cursor.place == len(self.cursor.log):
+            raise _Done
 
     def _next_size(self) -> int:
         return int(self.cursor.next["size"]) if self.cursor.next["event"] == "round" else 0

@@ -62,6 +62,11 @@ class RunFolder:
             write_atomically(path, lambda file: file.write(f"{uuid.uuid4().hex}\n".encode()))
         return path.read_text().strip()
 
+    @property
+    def generation(self) -> int:
+        """How often the space of the search file has grown: every file before is kept."""
+        return sum(1 for _ in self.path.glob("search-*.yaml"))
+
     def result(self, key: str) -> Path:
         """Return the file of an evaluation's result."""
         return self.path / "results" / f"{key}.json"
@@ -98,8 +103,8 @@ class RunFolder:
         document = json.loads(json.dumps(search.document))
         changed = list(differences(frozen, document))
         if changed and self._has_grown(frozen, document):
-            before = sum(1 for _ in self.path.glob("search-*.yaml")) + 1
-            write_atomically(self.path / f"search-{before}.yaml", lambda file: file.write(spec_text(frozen).encode()))
+            before = self.path / f"search-{self.generation + 1}.yaml"
+            write_atomically(before, lambda file: file.write(spec_text(frozen).encode()))
             write_atomically(path, lambda file: file.write(spec_text(search.document).encode()))
         elif changed:
             shown = "\n  ".join(changed[:10]) + (f"\n  and {len(changed) - 10} more" if len(changed) > 10 else "")

@@ -11,15 +11,23 @@ import pytest
 
 from archspec import search
 from archspec.errors import RunError
+from archspec.search.eventlog import Event, read_events
 from archspec.search.growth import NotGrowth, additions
 from archspec.search.names import Objective
 from archspec.search.records import load_run
 from archspec.search.rerun import replay_run
 from archspec.search.searchfile import SearchFile
 from archspec.search.settings import Sampler
+from archspec.search.storage import with_driver
 from archspec.search.study import SearchStudy
 
 Load = Callable[..., SearchFile]
+
+
+class Crash(BaseException):
+    """Ends a search as nothing of archspec's expects."""
+
+
 SMALL = (
     "cost.measure=false",
     "ladder[0].metrics=[non_embedding_parameters]",
@@ -56,11 +64,22 @@ def test_what_counts_as_growth() -> None:
             change(before, after)
 
 
-@pytest.mark.parametrize("sampler", ["evolution", "tpe"])
-def test_a_run_goes_on_in_a_larger_space_with_its_history(tmp_path: Path, tiny_file: Path, sampler: str) -> None:
+@pytest.mark.parametrize(("sampler", "place"), [("evolution", "journal"), ("tpe", "journal"), ("tpe", "postgresql")])
+def test_a_run_goes_on_in_a_larger_space_with_its_history(
+    tmp_path: Path, tiny_file: Path, sampler: str, place: str, request: pytest.FixtureRequest
+) -> None:
+    url = None if place == "journal" else request.getfixturevalue(place)
+
     def start(trials: int, *overrides: str) -> search.SearchResult:
         given = [*SMALL, f"sampler={sampler}", *overrides]
-        return search.run(tiny_file, runs_dir=tmp_path / "runs", executor="inprocess", overrides=given, trials=trials)
+        return search.run(
+            tiny_file,
+            runs_dir=tmp_path / "runs",
+            executor="inprocess",
+            overrides=given,
+            trials=trials,
+            storage=url,
+        )
 
     first = start(4)
     assert first.status == "exhausted"  # of widths 16 and 24 there are but two architectures
@@ -72,9 +91,7 @@ def test_a_run_goes_on_in_a_larger_space_with_its_history(tmp_path: Path, tiny_f
     assert {number: after[number] for number in before} == before
     assert {trial.spec["model_dim"] for trial in grown.trials} == {8, 16, 24, 32, 40, 48}
     assert load_run(grown.folder).space_size["settings"] == 3 * first.run.space_size["settings"]
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(grown.folder / "journal.log"))
-    )
+    storage = with_driver(url) if url is not None else opened_journal(grown.folder)
     old, new = (optuna.load_study(study_name=name, storage=storage).trials for name in ("tiny", "tiny (grown 1)"))
     assert [trial.params for trial in new[: len(old)]] == [trial.params for trial in old]
     assert [trial.values for trial in new[: len(old)]] == [trial.values for trial in old]
@@ -82,8 +99,57 @@ def test_a_run_goes_on_in_a_larger_space_with_its_history(tmp_path: Path, tiny_f
     assert (grown.folder / "search-1.yaml").is_file()
     with pytest.raises(RunError, match=r"started from another search file(?s:.*)A space may grow"):
         start(6, "space.model_dim={choice: [16, 32]}")
-    with pytest.raises(RunError, match="the space grew during this run"):
-        replay_run(grown.folder)
+    wider = "space.blocks.attention.feed_forward={kind: swiglu, expansion: {range: [1.0, 2.0]}}"
+    with pytest.raises(RunError, match="started from another search file"):
+        start(6, wider)
+    assert_replays(grown.folder)
+
+
+def opened_journal(folder: Path) -> optuna.storages.JournalStorage:
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "journal.log")))
+
+
+def assert_replays(folder: Path) -> None:
+    logged = [event["event"] for event in read_events(folder / "events.jsonl")]
+    verified = replay_run(folder).verified
+    assert {name: logged.count(name) for name in verified} == verified
+    assert {"round", "proposed", "finished", "promoted", "closed"} <= verified.keys()
+
+
+def test_a_run_that_grew_twice_in_the_middle_of_a_round_can_be_replayed(tmp_path: Path, tiny_file: Path) -> None:
+    """A wider range leaves the number of settings as it is; and the run is cut short between the two."""
+
+    def start(high: float, widths: str, stop: int | None = None) -> search.SearchResult:
+        given = [*SMALL, "sampler=evolution", f"space.model_dim={{choice: {widths}}}"]
+        given.append(f"space.blocks.attention.feed_forward={{kind: swiglu, expansion: {{range: [1.0, {high}]}}}}")
+        seen: list[Event] = []
+
+        def on_event(event: Event) -> None:
+            seen.extend([event] if event["event"] == "finished" else [])
+            if len(seen) == stop:
+                raise Crash
+
+        return search.run(
+            tiny_file,
+            runs_dir=tmp_path / "runs",
+            executor="inprocess",
+            overrides=given,
+            trials=8,
+            on_event=on_event,
+        )
+
+    with pytest.raises(Crash):
+        start(2.0, "[16, 24]", 2)
+    with pytest.raises(Crash):
+        start(4.0, "[16, 24]", 3)
+    found = start(4.0, "[16, 24, 32]")
+    events = list(read_events(found.folder / "events.jsonl"))
+    assert [event["generation"] for event in events if event["event"] == "grown"] == [1, 2]
+    assert found.run.generation == load_run(found.folder).generation == 2
+    assert_replays(found.folder)
+    (found.folder / "search-1.yaml").write_text((found.folder / "search-2.yaml").read_text())
+    with pytest.raises(RunError, match="replay: event 3 of the log differs in "):  # not what it was drawn from
+        replay_run(found.folder)
 
 
 def test_a_copy_that_a_kill_cut_short_is_completed(tmp_path: Path) -> None:

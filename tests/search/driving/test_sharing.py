@@ -41,9 +41,8 @@ def start(folder: Path, study: str, *overrides: str, **options: Any) -> SearchRe
         folder / "tiny.yaml",
         study=study,
         runs_dir=folder / "runs",
-        executor="inprocess",
         overrides=given,
-        **options,
+        **{"executor": "inprocess", **options},
     )
 
 
@@ -98,14 +97,15 @@ def test_who_breaks_a_soft_constraint_is_told_and_stands_on_no_front(first: Sear
             assert frozen.constraints == run.soft_excess(run.trials[number])
 
 
-@pytest.mark.parametrize("mode", ["rounds", "asynchronous"])
+@pytest.mark.parametrize("mode", ["rounds", "asynchronous", pytest.param("workers", marks=pytest.mark.slow)])
 def test_a_run_is_derived_again_from_its_log(first: SearchResult, mode: str, capsys: Any) -> None:
     folder = first.folder.parent.parent
     found = first
-    if mode == "asynchronous":
-        overrides = ("asynchronous=true", "sampler={kind: evolution, startup: 3}")
-        start(folder, "flow", *overrides, trials=4)
-        found = start(folder, "flow", *overrides, trials=9)  # continued: two rounds of different sizes
+    if mode != "rounds":
+        overrides = ("asynchronous=true", "cache=null", "sampler={kind: evolution, startup: 3}")
+        how = {"executor": "local", "workers": 2} if mode == "workers" else {}
+        start(folder, mode, *overrides, trials=4, **how)
+        found = start(folder, mode, *overrides, trials=9, **how)  # continued: two rounds of different sizes
     replayed = replay_run(found.folder)
     logged = list(read_events(found.folder / "events.jsonl"))
     for name in ("proposed", "rejected", "promoted", "finished", "round", "closed"):
