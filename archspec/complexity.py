@@ -150,7 +150,11 @@ def _rule_flops(rule: Rule, context: int) -> int:
         window, sinks, stride = _sight(rule)
         older = 0 if window is None else max(0, context - window)
         seen = context - older + num_older(older, sinks, stride)
-        return 2 * heads * seen * (dims.key_dim + dims.value_dim)
+        flops = 2 * heads * seen * (dims.key_dim + dims.value_dim)
+        if getattr(rule.update, "fit", None) is None:
+            return flops
+        # Covariances of keys, one solution of them, and its products with the keys.
+        return flops + 2 * heads * (seen * (dims.key_dim**2 + 2 * dims.key_dim) + dims.key_dim**3 // 3)
     sizes = [rows * columns for rows, columns in rule.memory.weights(dims).values()]
     total = sum(sizes)
     # The error needs M(k) unless it is -v; its gradient in each weight is one outer product, and it passes back

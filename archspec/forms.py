@@ -85,10 +85,15 @@ def _attention(
         cache = KvCache(state["keys"], state["values"], state.get("log_decay"))
     query, key, value = quantities.query, quantities.key, quantities.value
     memory: Any = rule.memory
-    if memory.sparse:
+    ridge = quantities.gates.get("update.fit.ridge")
+    if memory.sparse or memory.top_k is not None or ridge is not None:
         gate = None if log_decay is None else log_decay.expand(*query.shape[:2], -1)
         inputs = AttentionInputs(query, key, value, gate)
-        read, kept = sparse_attention(inputs, temperature, window, memory.sinks, memory.stride, cache, position)
+        ridge = None if ridge is None else ridge.squeeze(-1).expand(*query.shape[:3], -1)
+        chosen = {"top_k": memory.top_k, "ridge": ridge}
+        read, kept = sparse_attention(
+            inputs, temperature, window, memory.sinks, memory.stride, cache, position, **chosen
+        )
     elif kernel_inputs.decodes(quantities):
         gate = log_decay if log_decay is None or log_decay.ndim == 1 else log_decay[:, 0]
         read, kept = softmax_attention_step(query[:, 0], key[:, 0], value[:, 0], cache, gate, temperature, window)

@@ -117,6 +117,8 @@ class Projection(StreamFields, family="projection", noun="projection", default_k
 
     Attributes:
         has_source: whether it reads the token; else ``vector`` gives what stands before the activation.
+        derived: path of the gate that it is made of by ``derive``, which then comes before all projections; None for
+            those that are not.
 
     Args:
         heads: number of groups; heads share the projection within a group.
@@ -133,6 +135,7 @@ class Projection(StreamFields, family="projection", noun="projection", default_k
     parts: tuple[Projection, ...] = ()
 
     has_source: ClassVar[bool] = True
+    derived: ClassVar[str | None] = None
 
     def own_parameters(self, num_heads: int, dim: int) -> Parameters:
         """Return what a projection without a source learns; nothing by default."""
@@ -141,6 +144,13 @@ class Projection(StreamFields, family="projection", noun="projection", default_k
     def vector(self, num_heads: int, dim: int, parameters: Mapping[str, Tensor], like: Tensor) -> Tensor:
         """Return the vector [H, dim] of a projection without a source, of the dtype and device of ``like``."""
         raise UnsupportedError(f"projection {self.kind}: it reads the token and has no vector of its own.")
+
+    def derive(self, gate: Tensor) -> Tensor:
+        """Return what stands before the activation [B, T, H, d] for the gate ``derived``, of the same layout.
+
+        The retention's gate is given by its logarithm.
+        """
+        raise UnsupportedError(f"projection {self.kind}: it is made of no gate.")
 
     def dump(self) -> dict[str, Any]:
         """Return the keys that were written, and the kind if it was: what is left out is left to amend."""

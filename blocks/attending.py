@@ -21,15 +21,46 @@ def attend(rule: Rule, token: Quantities, state: MemoryState, position: int) -> 
     groups = rule.dims.num_heads // keys.shape[2]
     every_key, every_value = (x[:, seen].repeat_interleave(groups, dim=2) for x in (keys, values))
     after = {"keys": keys[:, kept], "values": values[:, kept]}
-    scores = torch.einsum("bhk,bshk->bhs", token.query.squeeze(2), every_key)
-    scores = scores * rule.memory.temperature(rule.dims)  # type: ignore[attr-defined]
+    bias = None
     if "log_decay" in state:
         # log_decay of a stored token is the sum of log(alpha) over the tokens after it.
         log_alpha = token.gates["retention.gate"][..., 0, 0].expand(keys.shape[0], -1)[:, None]  # [B, 1, H]
         sums = torch.cat([state["log_decay"] + log_alpha, torch.zeros_like(log_alpha)], dim=1)
-        scores = scores + sums[:, seen].transpose(1, 2)
+        bias = sums[:, seen].transpose(1, 2)[:, :, None]
         after["log_decay"] = sums[:, kept]
-    return torch.einsum("bhs,bshv->bhv", scores.softmax(-1), every_value), after
+    ridge = token.gates.get("update.fit.ridge")
+    return regress(rule, token.query, every_key, every_value, bias, ridge).squeeze(2), after
+
+
+def regress(
+    rule: Rule, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, ridge: Tensor | None
+) -> Tensor:
+    """Return what queries read of stored tokens: kernel regression as the rule has it, written out.
+
+    Args:
+        query: [B, H, M, K]; keys: [B, S, H, K]; values: [B, S, H, V].
+        bias: added to the scores, [B, H, M or 1, S].
+        ridge: of an affine fit, [B or 1, H, 1 or K, 1].
+
+    Returns:
+        [B, H, M, V].
+    """
+    memory: Any = rule.memory
+    scores = torch.einsum("bhmk,bshk->bhms", query, keys) * memory.temperature(rule.dims)
+    if bias is not None:
+        scores = scores + bias
+    if memory.top_k is not None and memory.top_k < scores.shape[-1]:
+        least = scores.topk(memory.top_k).values[..., -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    weights = scores.softmax(-1)
+    if ridge is not None:
+        offset = keys.transpose(1, 2)[:, :, None] - query[:, :, :, None]  # z_j = k_j - q, [B, H, M, S, K]
+        mean = torch.einsum("bhms,bhmsk->bhmk", weights, offset)
+        moment = torch.einsum("bhms,bhmsk,bhmsl->bhmkl", weights, offset, offset)
+        slope = torch.linalg.solve(moment + ridge.transpose(-1, -2).expand_as(mean).diag_embed(), mean)
+        along = torch.einsum("bhmsk,bhmk->bhms", offset, slope)
+        weights = weights * (1 - along) / (1 - (mean * slope).sum(-1, keepdim=True))
+    return torch.einsum("bhms,bshv->bhmv", weights, values)
 
 
 def _sight(rule: Rule, position: int, length: int, device: torch.device) -> tuple[slice, Tensor | slice]:

@@ -13,6 +13,7 @@ from archspec.blocks.carry import Carry
 from archspec.blocks.declared import Declared, Named
 from archspec.blocks.gating import GateModule
 from archspec.blocks.projection import NormModule, ProjectionModule, StreamModule
+from archspec.blocks.reading import expand_heads, read_only
 from archspec.blocks.recurrence import recurrence
 from archspec.blocks.rule import MemoryState, Quantities, initial_state
 from archspec.declarations import stream_widths
@@ -213,11 +214,15 @@ class MemoryMixerModule(Declared):
             given: projections [B, T, G, d] that another mixer has computed already, by name.
         """
         streams = self._streams(x, carry)
-        own = {name: module(streams, carry) for name, module in self.projections.items()}
+        known: dict[str, Tensor] = {}
+        made_of = {module.projection.derived for module in self.projections.values()} - {None}  # type: ignore[union-attr]
+        for path in made_of:
+            self._evaluated(path, streams, carry, known)  # type: ignore[arg-type]
+        own = {name: module({**streams, **known}, carry) for name, module in self.projections.items()}
         projected = self._expanded({**own, **(given or {})})
         every = {name: expand_heads(tensor, self.dims.num_heads) for name, tensor in projected.items()}
         streams.update({name: tensor.flatten(2) for name, tensor in every.items()})
-        gates = self._gates(streams, every, carry)
+        gates = self._gates(streams, every, carry, known=known)
         if routing is not None:
             gates = routing.applied(gates, self.config.update.steps_per_token)
         quantities = self.quantities(projected, gates, routed=routing is not None, inplace=carry.inplace)
@@ -279,32 +284,21 @@ class MemoryMixerModule(Declared):
         )
 
     def _gates(
-        self, streams: Mapping[str, Tensor], projected: Mapping[str, Tensor], carry: Carry, below: str = ""
+        self,
+        streams: Mapping[str, Tensor],
+        projected: Mapping[str, Tensor],
+        carry: Carry,
+        below: str = "",
+        known: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Evaluate every gate (of a path that starts with ``below``) once, those that others are derived from first."""
-        known = {name: tensor.unsqueeze(-2 if name == "value" else -1) for name, tensor in projected.items()}
-
-        def evaluate(path: str) -> Tensor:
-            if path not in known:
-                owner, _, aspect = path.rpartition(".")
-                is_step = aspect == "token_step"
-                module: GateModule = self.gates[(owner if is_step else path).replace(".", "/")]  # type: ignore[assignment]
-                for needed in module.gate.all_needs():
-                    evaluate(needed)
-                if is_step:
-                    known[path] = module(streams, carry, known, aspect="token_step")
-                else:
-                    value = module(streams, carry, known, aspect="log_value" if path == "retention.gate" else "value")
-                    # What is derived from a decay that is laid out already has all channels.
-                    whole = value.shape[-2] in (1, self.dims.key_dim) and value.shape[-1] in (1, self.dims.value_dim)
-                    owned = path.startswith("retention.") and not whole
-                    known[path] = self.rule.retention.laid_out(value) if owned else value
-            return known[path]
-
+        """Evaluate every gate (of a path that starts with ``below``) once; ``known`` are those that have been."""
+        known = {name: x.unsqueeze(-2 if name == "value" else -1) for name, x in projected.items()} | dict(known or {})
         paths = [path for path, _ in self.config.named_gates() if path.startswith(below)]
         fused = self.gate_activation is not None and self.pieces_for(streams["input"]) is not None
         raw = "readout.gate" if fused and "readout.gate" in paths else None
-        found = {path: self._stepped(path, evaluate(path)) for path in paths if path != raw}
+        found = {
+            path: self._stepped(path, self._evaluated(path, streams, carry, known)) for path in paths if path != raw
+        }
         if raw is not None:
             module: GateModule = self.gates["readout/gate"]  # type: ignore[assignment]
             found["readout.gate.raw"] = module.before_law(streams, carry)
@@ -312,6 +306,25 @@ class MemoryMixerModule(Declared):
             faded = self.score_decay(streams, carry, known, aspect="log_value")
             found["retention.gate"] = found["retention.gate"] + faded if "retention.gate" in found else faded
         return found
+
+    def _evaluated(self, path: str, streams: Mapping[str, Tensor], carry: Carry, known: dict[str, Tensor]) -> Tensor:
+        """Return a quantity by its path, from ``known``, to which are added it and what it is derived from."""
+        if path in known:
+            return known[path]
+        owner, _, aspect = path.rpartition(".")
+        is_step = aspect == "token_step"
+        module: GateModule = self.gates[(owner if is_step else path).replace(".", "/")]  # type: ignore[assignment]
+        for needed in module.gate.all_needs():
+            self._evaluated(needed, streams, carry, known)
+        if is_step:
+            known[path] = module(streams, carry, known, aspect="token_step")
+        else:
+            value = module(streams, carry, known, aspect="log_value" if path == "retention.gate" else "value")
+            # What is derived from a decay that is laid out already has all channels.
+            whole = value.shape[-2] in (1, self.dims.key_dim) and value.shape[-1] in (1, self.dims.value_dim)
+            owned = path.startswith("retention.") and not whole
+            known[path] = self.rule.retention.laid_out(value) if owned else value
+        return known[path]
 
     def _stepped(self, path: str, gate: Tensor) -> Tensor:
         """Give all steps of a token the same value of a gate that has one a token (a named or derived one)."""
@@ -366,30 +379,3 @@ class MemoryMixerModule(Declared):
         quantities = self.quantities(projected, self._gates(streams, projected, carry))
         _, state = self.form(self.rule, quantities, None, 0)
         return read_only(self.rule, quantities, state, queries)
-
-
-def expand_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Return x [B, T, G, d] with each of its G groups repeated for the heads that share it."""
-    return x if x.shape[2] == num_heads else x.repeat_interleave(num_heads // x.shape[2], dim=2)
-
-
-def read_only(rule: Rule, quantities: Quantities, state: MemoryState, queries: Tensor) -> Tensor:
-    """Return what ``queries`` [B, M, H, K] read from a state, [B, M, H, V], without writing."""
-    dtype = quantities.state_dtype
-    x = queries.transpose(1, 2).to(dtype)
-    if "statistics.value" in state:
-        read = state["statistics.value"] / state["statistics.weight"][..., None]
-        return read[:, None].expand(-1, queries.shape[1], -1, -1).to(queries.dtype)
-    if rule.memory.grows:
-        keys, values = (expand_heads(state[name].to(dtype), rule.dims.num_heads) for name in ("keys", "values"))
-        scores = torch.einsum("bhmk,bshk->bhms", x, keys)
-        scores = scores * rule.memory.temperature(rule.dims)  # type: ignore[attr-defined]
-        if "log_decay" in state:
-            scores = scores + state["log_decay"].transpose(1, 2)[:, :, None]
-        read = torch.einsum("bhms,bshv->bhmv", scores.softmax(-1), values)
-    else:
-        weights = {name: rule.retention.link(state[f"dual.{name}"]) for name in rule.memory.weights(rule.dims)}
-        parameters = {name: tensor.to(dtype) for name, tensor in quantities.parameters.items()}
-        read = rule.memory.network(lambda name, y: y @ weights[name], x, parameters)
-        read = rule.memory.finish(read, rule.dims)
-    return read.transpose(1, 2).to(queries.dtype)

@@ -70,6 +70,20 @@ class VectorModule(Declared):
         return vector.flatten().expand(*like.shape[:2], -1)
 
 
+class DerivedModule(nn.Module):
+    """A projection that is made of a gate: [B, T, G d], a gate per head alike in all channels."""
+
+    def __init__(self, projection: Projection, groups: int, dim: int) -> None:
+        super().__init__()
+        self.projection, self.groups, self.dim = projection, groups, dim
+
+    def forward(self, streams: Streams, carry: Carry) -> Tensor:
+        """Return the projection for the tokens of ``streams``, which hold the gate [B or 1, T or 1, H, 1 or K, 1]."""
+        gate, like = streams[self.projection.derived or ""], streams["input"]
+        found = self.projection.derive(gate.squeeze(-1)).to(like.dtype)
+        return found.expand(*like.shape[:2], self.groups, self.dim).flatten(2)
+
+
 class StreamModule(nn.Module):
     """A named signal: source, activation, norm; [B, T, width]."""
 
@@ -121,8 +135,10 @@ class ProjectionModule(nn.Module):
             for index, (part, size) in enumerate(zip(parts, sizes, strict=True))
         )
         d_in, d_out = sum(widths[source] for source in projection.from_), self.groups * dim
-        self.source: SourceModule | VectorModule | None = None
-        if not projection.has_source:
+        self.source: SourceModule | VectorModule | DerivedModule | None = None
+        if projection.derived is not None:
+            self.source = DerivedModule(projection, self.groups, dim)
+        elif not projection.has_source:
             self.source = VectorModule(projection, self.groups, dim)
         elif not parts:
             self.source = SourceModule(projection, path, d_in, d_out, vars(dims), has_weights=projection.has_weights)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from archspec import fitting
 from archspec.composition import Finding
-from archspec.families import Gate, Per, gates_of
+from archspec.families import Gate, Per, gates_of, nested_gates
 from archspec.legality.context import Context, Rule, granularity_of, value_range
 from archspec.schema import MemoryMixer
 
@@ -97,6 +97,46 @@ def _bias_gates(context: Context) -> Iterator[Finding]:
             yield tuple(path.split(".")), f"an error has one entry a value channel; found per {granularity}."
 
 
+def _derived_key(context: Context) -> Iterator[Finding]:
+    """A key made of the decay comes after it: the decay is there, fits the key's channels and reads no projection."""
+    mixer, dims = context.mixer, context.dims
+    for name in fitting.PROJECTIONS:
+        projection = mixer.projection(name)  # type: ignore[arg-type]
+        for index, part in enumerate(projection.parts):
+            if part.derived is not None:
+                yield (name, "parts", index), f"{part.kind} is of whole keys; write it as the key's kind."
+        if projection.derived is None:
+            continue
+        where, gate = (name,), mixer.retention.decay_gate
+        if name != "key":
+            yield where, f"{projection.kind} is what the decay leaves for a key; write it under 'key'."
+        elif gate is None:
+            yield where, f"{projection.kind} is what the decay leaves for a key, and nothing decays here."
+        elif granularity_of(mixer, gate) not in ("head", "key"):
+            found = granularity_of(mixer, gate)
+            yield where, f"a key has key channels, and the decay it is made of varies per {found}; use head or key."
+        elif projection.heads not in (None, dims.num_heads) or dims.key_dim != context.projected.key_dim:
+            yield where, "a key made of the decay has its channels, in every head; remove 'heads' or the feature map."
+        elif mixer.update.steps_per_token > 1:
+            yield where, f"a token has {mixer.update.steps_per_token} keys here, and one decay; use kind 'linear'."
+        elif read := sorted(_read_by("retention.gate", mixer) & {*fitting.PROJECTIONS}):
+            yield where, f"the decay it is made of reads the {read[0]}; let the decay read the input or a stream."
+
+
+def _read_by(path: str, mixer: MemoryMixer) -> set[str]:
+    """Return every stream and projection that a gate reads, by itself or through gates that it is derived from."""
+    gates, found, queue, seen = dict(mixer.named_gates()), set[str](), [path], set[str]()
+    while queue:
+        place = queue.pop().removesuffix(".token_step")
+        if place in seen or place not in gates:
+            found |= {place} - seen
+            continue
+        seen.add(place)
+        for gate in (gates[place], *(inner for _, inner in nested_gates(gates[place]))):
+            queue += [*gate.needs(), *(gate.from_ if gate.has_source else ())]
+    return found
+
+
 def _readout(context: Context) -> Iterator[Finding]:
     for path, gate in context.mixer.named_gates():
         if path in ("readout.gate", "readout.skip.gate") and granularity_of(context.mixer, gate) not in (
@@ -113,5 +153,6 @@ RULES: tuple[Rule, ...] = (
     _token_step,
     _gate_ranges,
     _bias_gates,
+    _derived_key,
     _readout,
 )

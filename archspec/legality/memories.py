@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from archspec.composition import Finding
-from archspec.legality.context import Context, Rule, granularity_of
+from archspec.legality.context import Context, Rule, granularity_of, value_range
 
 
 def _memory_and_update(context: Context) -> Iterator[Finding]:
@@ -50,6 +50,9 @@ def _statistics(context: Context) -> Iterator[Finding]:
             where,
             f"statistics need one query for all tokens, and it reads {found}; use 'tokens', or query 'learned'.",
         )
+    for place in (("memory", "top_k"), ("update", "fit")):
+        if getattr(getattr(mixer, place[0]), place[1], None) is not None:
+            yield place, "statistics hold no token to weigh again for a query; remove it, or use cache 'tokens'."
     if getattr(memory, "window", None) is not None:
         yield where, "what leaves a window cannot be taken out of a sum; remove 'window', or use 'tokens'."
     faded = query.position is not None and query.position.on_scores
@@ -92,6 +95,21 @@ def _keyless(context: Context) -> Iterator[Finding]:
         return
     for name in mixer.departures(("qk", "query", "key", "key_dim")):
         yield (name,), f"memory {mixer.memory.kind} is written and read as a whole: remove {name!r}, or use 'matrix'."
+
+
+def _stored(context: Context) -> Iterator[Finding]:
+    """What a memory of tokens can be read by."""
+    mixer = context.mixer
+    if mixer.memory.grows and mixer.readout.read == "before":
+        yield ("readout", "read"), "the first token would read a memory of no tokens; use 'after'."
+    for path, gate in mixer.named_gates():
+        if path != "update.fit.ridge":
+            continue
+        where, (low, high) = tuple(path.split(".")), value_range(mixer, gate)
+        if granularity_of(mixer, gate) not in ("head", "key"):
+            yield where, f"a ridge is on key channels; found per {granularity_of(mixer, gate)}: use head or key."
+        if low < 0 or high <= 0:
+            yield where, f"must be positive, and {gate.kind} ranges over [{low:g}, {high:g}]; use softplus."
 
 
 def _normalizer(context: Context) -> Iterator[Finding]:
@@ -173,6 +191,7 @@ RULES: tuple[Rule, ...] = (
     _statistics,
     _score_positions,
     _keyless,
+    _stored,
     _normalizer,
     _memory_shape,
     _pairs,

@@ -26,17 +26,19 @@ class Kv(Memory, kind="kv"):
         window: how many tokens are kept; absent keeps all.
         sinks: the first tokens of the sequence stay, however far the window is (learned ones under ``prefix`` count).
         stride: beyond the window, tokens stride - 1, 2 stride - 1, .. of the sequence, counted from 0, stay.
+        top_k: of the tokens that are seen, a query reads those with its this many highest scores (ties included).
         cache: ``tokens``; or ``statistics``, the running maximum, weight and weighted value in their place, which will
             do when the scores do not depend on who reads: a query that is the same for every token (Aaren).
 
     Source: Vaswani et al. (arXiv:1706.03762); the window, Longformer (arXiv:2004.05150); sinks, StreamingLLM
-    (arXiv:2309.17453); stride, sparse transformers (arXiv:1904.10509).
+    (arXiv:2309.17453); stride, sparse transformers (arXiv:1904.10509); top_k, arXiv:1912.11637, equation 3.
     """
 
     scale: Scale = None
     window: Count | None = None
     sinks: Annotated[Integer, Field(ge=0)] = 0
     stride: Count | None = None
+    top_k: Count | None = None
     cache: Literal["tokens", "statistics"] = "tokens"
 
     grows: ClassVar[bool] = True

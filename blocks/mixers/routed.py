@@ -225,7 +225,7 @@ def _maps(parameters: Parameters, below: str) -> int:
 
 def _reads_input(projection: Projection) -> bool:
     sources = projection.parts or (projection,)
-    return all(part.from_ == ("input",) for part in sources)
+    return all(part.from_ == ("input",) and part.derived is None for part in sources)
 
 
 def _expert_findings(of: MemoryMixer) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SOURCE = ("from_", "shift", "rank", "hidden", "block_size", "offset", "init", "conv", "conv_offset", "parts")
+
+
+Fields = TypeVar("Fields", bound=Projection)
+
+
+def without_source(projection: Fields, kind: str) -> Fields:
+    """Return ``projection`` if it sets no key of a source that it does not have.
+
+    Raises:
+        PydanticCustomError: naming the keys to remove.
+    """
+    written = projection.departures(SOURCE)
+    if written:
+        raise PydanticCustomError(
+            "projection_source",
+            "a {kind} projection reads no token: remove {names}, or use kind 'linear'.",
+            {"kind": kind, "names": ", ".join(name.rstrip("_") for name in written)},
+        )
+    return projection
 
 
 class ConstantProjection(Projection, kind="constant"):
@@ -31,14 +50,7 @@ class ConstantProjection(Projection, kind="constant"):
 
     @model_validator(mode="after")
     def _has_no_source(self) -> ConstantProjection:
-        written = self.departures(SOURCE)
-        if written:
-            raise PydanticCustomError(
-                "constant_projection",
-                "a constant projection reads no token: remove {names}, or use kind 'linear'.",
-                {"names": ", ".join(name.rstrip("_") for name in written)},
-            )
-        return self
+        return without_source(self, "constant")
 
     def vector(self, num_heads: int, dim: int, parameters: Mapping[str, Tensor], like: Tensor) -> Tensor:
         return like.new_full((num_heads, dim), self.value)

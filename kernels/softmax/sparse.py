@@ -11,17 +11,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from archspec.kernels.softmax.cache import AttentionInputs, KvCache, expand_heads, extend
-from archspec.kernels.softmax.chunked import MAX_BLOCK, MIN_BLOCK, attend_under
+from archspec.kernels.softmax.chunked import MAX_BLOCK, MIN_BLOCK
+from archspec.kernels.softmax.reads import read_block
 
 
 def sparse_attention(
     inputs: AttentionInputs,
     scale: float,
-    window: int,
+    window: int | None,
     sinks: int,
     stride: int | None,
     cache: KvCache | None,
     position: int,
+    top_k: int | None = None,
+    ridge: Tensor | None = None,
 ) -> tuple[Tensor, KvCache]:
     """Attend to the last ``window`` tokens, the first ``sinks``, and every token j with (j + 1) % stride = 0.
 
@@ -31,13 +34,16 @@ def sparse_attention(
 
     Args:
         inputs: q [B, T, HQ, K], k, v and g as in ``softmax_attention``.
+        window: None sees all tokens.
         cache: what an earlier call returned; ``position``: how many tokens came before.
+        top_k, ridge [B, T, H, 1 or K]: how the tokens that are seen are read, as in ``read_block``.
 
     Returns:
         o [B, T, HO, V] in v's dtype, and the tokens that later ones may see, oldest first.
     """
     length, heads, channels = inputs.q.shape[1], inputs.num_heads, inputs.v.shape[-1]
     device = inputs.q.device
+    window = position + length + 1 if window is None else window  # the next token sees the first one too
     kept = extend(inputs, cache)
     before = torch.arange(position, device=device)
     before = before[_stays(before, position, window, sinks, stride)]
@@ -59,7 +65,8 @@ def sparse_attention(
             faded = (sums[:, :, own][..., None] - sums[:, :, None, columns]).to(query.dtype)
             bias = faded.masked_fill(~visible, -torch.inf)
         block = query[:, :, start : start + size]
-        parts.append(attend_under(block, key[:, :, columns], value[:, :, columns], scale, bias=bias))
+        own_ridge = None if ridge is None else ridge[:, start : start + size].transpose(1, 2)
+        parts.append(read_block(block, key[:, :, columns], value[:, :, columns], scale, bias, top_k, own_ridge))
     o = torch.cat(parts, dim=2)[..., :channels].transpose(1, 2)
     stay = _stays(places, position + length, window, sinks, stride)
     return o, KvCache(*(None if x is None else x[:, stay] for x in kept))  # type: ignore[arg-type]

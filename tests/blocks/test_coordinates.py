@@ -76,6 +76,40 @@ MIXERS: dict[str, dict[str, Any]] = {
         "qk": {"position": "alibi"},
         "retention": {"kind": "decay", "gate": "gdn"},
     },
+    "the best of all tokens": {
+        **ATTENTION,
+        "memory": {"kind": "kv", "top_k": 3},
+        "qk": {"heads": 1, "position": "rope"},
+        "value": {"heads": 1},
+    },
+    "the best of a window, sinks and strides": {
+        **ATTENTION,
+        "memory": {"kind": "kv", "top_k": 2, "window": 3, "sinks": 1, "stride": 4},
+        "qk": {"position": "alibi"},
+        "prefix": 2,
+    },
+    "an affine fit": {**ATTENTION, "update": {"kind": "nonparametric", "fit": "affine"}},
+    "an affine fit of the best": {
+        **ATTENTION,
+        "memory": {"kind": "kv", "top_k": 4, "window": 6},
+        "retention": {"kind": "decay", "gate": "gdn"},
+        "update": {"kind": "nonparametric", "fit": {"ridge": {"kind": "softplus", "per": "key"}}},
+        "qk": {"heads": 1},
+        "value": {"heads": 1},
+    },
+    "features of exponentials": {**LINEAR, "qk": {"norm": "l2", "feature": "exp"}},
+    "a key that the decay leaves": {
+        **LINEAR,
+        "key": {"kind": "complement", "activation": "silu", "norm": "l2"},
+        "bias": "l2",
+        "retention": {"kind": "decay", "gate": {"kind": "sigmoid", "per": "key", "conv": 2}},
+        "update": {"kind": "gradient_descent", "step_size": "sigmoid"},
+    },
+    "stored keys that the decay leaves": {
+        **ATTENTION,
+        "key": {"kind": "complement"},
+        "retention": {"kind": "decay", "gate": "gdn"},
+    },
     "a vector": {
         **VECTOR,
         "value": {"conv": 3, "activation": "silu"},
@@ -236,6 +270,68 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
             "statistics do not fade; remove the position, or use 'tokens'.",
         ),
         (
+            {**ATTENTION, "memory": {"kind": "kv", "cache": "statistics", "top_k": 2}, "query": "learned"},
+            "memory.top_k: statistics hold no token to weigh again for a query; remove it, or use cache 'tokens'.",
+        ),
+        (
+            {**ATTENTION, "update": {"kind": "nonparametric", "fit": {"ridge": "tanh"}}},
+            "update.fit.ridge: must be positive, and tanh ranges over [-1, 1]; use softplus.",
+        ),
+        (
+            {**ATTENTION, "update": {"kind": "nonparametric", "fit": {"ridge": {"kind": "sigmoid", "per": "value"}}}},
+            "a ridge is on key channels; found per value: use head or key.",
+        ),
+        (
+            {**ATTENTION, "readout": {"read": "before"}},
+            "readout.read: the first token would read a memory of no tokens; use 'after'.",
+        ),
+        (
+            {**LINEAR, "key": "complement"},
+            "key: complement is what the decay leaves for a key, and nothing decays here.",
+        ),
+        (
+            {**LINEAR, "value": "complement", "retention": {"kind": "decay", "gate": "sigmoid"}},
+            "value: complement is what the decay leaves for a key; write it under 'key'.",
+        ),
+        (
+            {
+                **LINEAR,
+                "key": "complement",
+                "retention": {"kind": "decay", "gate": {"kind": "sigmoid", "per": "value"}},
+            },
+            "a key has key channels, and the decay it is made of varies per value; use head or key.",
+        ),
+        (
+            {**LINEAR, "key": "complement", "retention": {"kind": "decay", "gate": {"kind": "sigmoid", "from": "key"}}},
+            "the decay it is made of reads the key; let the decay read the input or a stream.",
+        ),
+        (
+            {
+                **LINEAR,
+                "gates": {"other": {"kind": "sigmoid", "from": "query"}},
+                "key": "complement",
+                "retention": {"kind": "decay", "gate": {"kind": "product", "first": "other", "second": 0.9}},
+            },
+            "the decay it is made of reads the query; let the decay read the input or a stream.",
+        ),
+        (
+            {
+                **LINEAR,
+                "key": {"kind": "complement", "feature": "polynomial"},
+                "query": {"feature": "polynomial"},
+                "retention": {"kind": "decay", "gate": "sigmoid"},
+            },
+            "a key made of the decay has its channels, in every head; remove 'heads' or the feature map.",
+        ),
+        (
+            {**LINEAR, "key": [{"kind": "complement"}], "retention": {"kind": "decay", "gate": "sigmoid"}},
+            "key.parts[0]: complement is of whole keys; write it as the key's kind.",
+        ),
+        (
+            {**LINEAR, "key": {"kind": "complement", "conv": 3}, "retention": {"kind": "decay", "gate": "sigmoid"}},
+            "a complement projection reads no token: remove conv, or use kind 'linear'.",
+        ),
+        (
             {**VECTOR, "qk": {"norm": "l2"}, "key_dim": 4},
             "memory vector is written and read as a whole: remove 'qk', or use 'matrix'.",
         ),
@@ -335,3 +431,70 @@ def test_statistics_return_what_the_stored_tokens_do() -> None:
     one = [pair[:, :1] for pair in pairs]
     found = [mixer.associate(*one, pairs[0]) for mixer in mixers]  # type: ignore[union-attr, operator]
     close(found[0], found[1])
+
+
+def _projected(mixer: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    """Return queries, keys and values [T, H, d] of a mixer without anything between the maps and the memory."""
+    names = ("query", "key", "value")
+    return [(x[0] @ mixer.get_parameter(f"projections.{n}.source.weight")).reshape(x.shape[1], 2, -1) for n in names]
+
+
+def test_the_best_tokens_alone_are_read() -> None:
+    mixer: Any = perturbed({**ATTENTION, "memory": {"kind": "kv", "top_k": 3}}).layers[0].mixer  # type: ignore[union-attr]
+    x = torch.randn(1, 300, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q, k, v = _projected(mixer, x)
+    wanted = torch.zeros(300, 2, 6, dtype=torch.float64)
+    for t in range(300):
+        for h in range(2):
+            scores = k[: t + 1, h] @ q[t, h] / 2
+            best = scores.argsort(descending=True)[:3]
+            wanted[t, h] = scores[best].softmax(0) @ v[best, h]
+    close(mixer(x, Carry(None, 0))[0], wanted.flatten(1) @ mixer.output)
+
+
+def test_tied_tokens_are_all_read() -> None:
+    mixer: Any = perturbed({**ATTENTION, "memory": {"kind": "kv", "top_k": 1}}).layers[0].mixer  # type: ignore[union-attr]
+    key = torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value = torch.randn(1, 5, 2, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    close(mixer.associate(key.expand(1, 5, 2, 4), value, key), value.mean(1, keepdim=True))
+
+
+def test_an_affine_fit_is_that_of_local_linear_attention() -> None:
+    """Equations of arXiv:2510.01450, with weights that sum to 1, against the regression that they solve."""
+    fit = {"kind": "nonparametric", "fit": {"ridge": 0.3}}
+    mixer: Any = perturbed({**ATTENTION, "update": fit}).layers[0].mixer  # type: ignore[union-attr]
+    x = torch.randn(1, 300, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q, k, v = _projected(mixer, x)
+    wanted = torch.zeros(300, 2, 6, dtype=torch.float64)
+    for t in range(300):
+        for h in range(2):
+            weights = (k[: t + 1, h] @ q[t, h] / 2).softmax(0)
+            design = torch.cat([torch.ones(t + 1, 1, dtype=torch.float64), k[: t + 1, h] - q[t, h]], dim=1)
+            penalty = torch.diag(torch.tensor([0.0, 0.3, 0.3, 0.3, 0.3], dtype=torch.float64))
+            normal = design.T @ (weights[:, None] * design) + penalty
+            wanted[t, h] = torch.linalg.solve(normal, design.T @ (weights[:, None] * v[: t + 1, h]))[0]
+    close(mixer(x, Carry(None, 0))[0], wanted.flatten(1) @ mixer.output)
+
+
+def test_a_plane_is_fitted_exactly_and_a_large_ridge_is_a_constant_fit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(1, 30, 2, 4, generator=generator, dtype=torch.float64)
+    plane = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    found = {}
+    for ridge in (1e-9, 1e9):
+        fit = {"kind": "nonparametric", "fit": {"ridge": ridge}}
+        mixer: Any = perturbed({**ATTENTION, "update": fit}).layers[0].mixer  # type: ignore[union-attr]
+        found[ridge] = mixer.associate(keys, keys @ plane + 1, keys)
+    torch.testing.assert_close(found[1e-9], keys @ plane + 1, rtol=1e-6, atol=1e-6)
+    constant: Any = perturbed(ATTENTION).layers[0].mixer  # type: ignore[union-attr]
+    torch.testing.assert_close(found[1e9], constant.associate(keys, keys @ plane + 1, keys), rtol=1e-6, atol=1e-6)
+
+
+def test_a_solved_regression_recalls_what_it_was_given() -> None:
+    """With four orthogonal keys and a small ridge every value comes back; the sum of k v^T alone would not scale."""
+    update = {"kind": "conjugate_gradient", "iterations": 8, "ridge": 1e-6, "step_size": 0.3}
+    solving = {"memory": {"kind": "matrix", "scale": 1}, "update": update}
+    mixer: Any = perturbed(solving).layers[0].mixer  # type: ignore[union-attr]
+    keys = torch.eye(4, dtype=torch.float64)[None, :, None].expand(1, 4, 2, 4)
+    values = torch.randn(1, 4, 2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(mixer.associate(keys, values, keys), values, rtol=1e-4, atol=1e-4)

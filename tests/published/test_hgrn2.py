@@ -12,7 +12,7 @@ from torch import Tensor
 from .plain import Parameters, heads, hold, perturbed, rms, sigmoid, silu
 
 LAYER = 2
-ROW = "gates.gates/forget.inner.bound.row"
+ROW = "gates.retention/gate.inner.bound.row"
 
 
 def bounds(rows: list[Tensor]) -> list[Tensor]:
@@ -34,7 +34,7 @@ def hgrn2(x: Tensor, p: Parameters, others: list[Tensor]) -> tuple[Tensor, dict[
     bound = bounds(gamma)[LAYER]
     q = silu(heads(x @ p["projections.query.source.weight"], 2))
     v = heads(x @ p["projections.value.source.weight"], 2)
-    a = bound + (1 - bound) * sigmoid(heads(x @ p["gates.gates/forget.source.weight"], 2))
+    a = bound + (1 - bound) * sigmoid(heads(x @ p["gates.retention/gate.source.weight"], 2))
     s = torch.zeros(x.shape[0], 2, q.shape[-1], v.shape[-1], dtype=x.dtype)
     outputs = []
     for t in range(x.shape[1]):
