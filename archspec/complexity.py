@@ -60,7 +60,8 @@ def predict(spec: Spec, vocab_size: int = 256, context: int = 2048) -> Complexit
         context: tokens the last token sees; attention's FLOPs depend on it.
     """
     program = unroll(spec.layout)
-    own = {name: sum(p.size for p in _block_parameters(spec.blocks[name], spec).values()) for name in spec.blocks}
+    used = {name: spec.blocks[name] for name in spec.blocks if name in program.blocks}
+    own = {name: sum(p.size for p in _block_parameters(block, spec).values()) for name, block in used.items()}
     non_embedding = sum(own[name] for name in program.blocks)
     if spec.norm is not None:
         non_embedding += sum(p.size for p in spec.norm.parameters(spec.model_dim).values())
@@ -68,30 +69,35 @@ def predict(spec: Spec, vocab_size: int = 256, context: int = 2048) -> Complexit
     if spec.input.position == "learned":
         embedding += spec.input.max_length * spec.model_dim
     flops = 2 * vocab_size * spec.model_dim
+    each = {name: _block_flops(block, spec, context) for name, block in used.items()}
+    keeps = {name: mixer_kept(block.mixer, spec.model_dim) for name, block in used.items()}
     kept = Kept()
     for step in program.instructions:
         if isinstance(step, RunLayer):
-            block = spec.blocks[program.blocks[step.index]]
-            kept += mixer_kept(block.mixer, spec.model_dim)
+            block = used[program.blocks[step.index]]
+            kept += keeps[program.blocks[step.index]]
             if block.feed_forward is not None and block.feed_forward.shift == "lerp":
                 kept += Kept(buffer=spec.model_dim)
     for halt in program.halts().values():
         non_embedding += sum(p.size for p in halt.parameters(spec.model_dim).values())
-    most, expected = (flops + _layout_flops(spec.layout, spec, context, halted) for halted in (False, True))
+    most, expected = (flops + _layout_flops(spec.layout, each, spec.model_dim, halted) for halted in (False, True))
     return Complexity(non_embedding + embedding, non_embedding, most, expected, context, kept)
 
 
-def _layout_flops(layout: Layout, spec: Spec, context: int, halted: bool) -> int:
-    """Return the FLOPs of a layout's layers and halting units; ``halted`` leaves out passes expected not to run."""
+def _layout_flops(layout: Layout, each: Mapping[str, int], model_dim: int, halted: bool) -> int:
+    """Return the FLOPs of a layout's layers and halting units, from those of each block.
+
+    ``halted`` leaves out passes expected not to run.
+    """
     if isinstance(layout, BlockName):
-        return _block_flops(spec.blocks[layout.name], spec, context)
+        return each[layout.name]
     if isinstance(layout, Cycle):
-        return sum(_block_flops(spec.blocks[name], spec, context) for name in layout.names())
-    once = sum(_layout_flops(part, spec, context, halted) for part in layout.inner())
+        return sum(each[name] for name in layout.names())
+    once = sum(_layout_flops(part, each, model_dim, halted) for part in layout.inner())
     if not isinstance(layout, Loop) or layout.halt is None:
         return once * getattr(layout, layout.kind, 1)
     passes = layout.halt.expected_passes(layout.loop) if halted else layout.loop
-    return passes * (once + 2 * spec.model_dim)
+    return passes * (once + 2 * model_dim)
 
 
 def _block_parameters(block: Block, spec: Spec) -> dict[str, Parameter]:

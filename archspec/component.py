@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Any, ClassVar, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Strict, model_validator
@@ -77,6 +78,13 @@ class UnknownKey:
     known: tuple[str, ...]
 
 
+@cache
+def _keys(model: type[BaseModel]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return a model's keys as documents write them, and all that it accepts."""
+    names = tuple(info.alias or name for name, info in model.model_fields.items())
+    return names, frozenset((*names, *model.model_fields))
+
+
 class StrictModel(BaseModel):
     """A frozen mapping of a document: unknown keys are errors that know which keys exist.
 
@@ -93,8 +101,7 @@ class StrictModel(BaseModel):
     def _mark_unknown_keys(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        names = tuple(info.alias or name for name, info in cls.model_fields.items())
-        accepted = {*names, *cls.model_fields}
+        names, accepted = _keys(cls)
         return {key: item if key in accepted else UnknownKey(names) for key, item in value.items()}
 
     @classmethod

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -100,6 +101,12 @@ class Readout(Part):
         return self
 
 
+@cache
+def _projection(kind: str | None) -> Projection:
+    """Return the projection of a kind as it is without fields; None: the default one."""
+    return Projection.parse(kind or {})
+
+
 class MemoryMixer(Mixer, kind="memory"):
     """Memory x attentional bias x retention gate x update rule, with the projections and read-out around them.
 
@@ -135,9 +142,9 @@ class MemoryMixer(Mixer, kind="memory"):
         Without keys in the memory, query and key are 1.
         """
         if self.memory.keyless and name != "value":
-            return Projection.parse("constant")  # type: ignore[return-value]
+            return _projection("constant")
         layers = [self.qkv, self.qk if name != "value" else None, getattr(self, name)]
-        effective: Component = Projection.parse({})
+        effective: Component = _projection(None)
         for layer in layers:
             if layer is not None:
                 effective = effective.amended(layer)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from archspec import complexity, loading
 from archspec.canonical import architecture_hash
-from archspec.errors import SpecError
+from archspec.errors import RunError, SpecError
 from archspec.lowering import Plan
 from archspec.schema import Spec
 from archspec.search.constraints import forecast, violations
+from archspec.search.points import express
 from archspec.search.searchfile import SearchFile, plain
 from archspec.search.settings import Fit, Settings
+from archspec.search.trial import Trial
 from archspec.yamltext import LocatedList, LocatedMap
 
 FIT_DIGITS = 4  # significant digits of a solved number: finer ones would only make equal specs look different
@@ -91,6 +94,30 @@ def judge(document: LocatedMap, search: SearchFile, *, exempt: bool = False) -> 
         excess = {item.constraint: item.excess for item in broken}
         return Rejection(f"constraint {broken[0].constraint}", "; ".join(item.reason for item in broken), excess, code)
     return Candidate(plain(document), spec, code, found.figures, found.plan)
+
+
+def read_back(code: str, path: Path, search: SearchFile) -> Candidate | None:
+    """Return an accepted candidate from the file of its spec; None when that is gone or damaged."""
+    try:
+        found = judge(loading.read(path), search, exempt=True)
+    except SpecError:
+        return None
+    return found if isinstance(found, Candidate) and found.hash == code else None
+
+
+def drawn_again(trial: Trial, path: Path, search: SearchFile) -> Candidate:
+    """Return the candidate at an accepted trial's coordinates.
+
+    Raises:
+        RunError: when it is not the one that was accepted.
+    """
+    found = admit(named(express(search.space, trial.coordinates, "")[0], trial.name), search)
+    if isinstance(found, Rejection) or found.hash != trial.hash:
+        raise RunError(
+            f"{path}: the spec of trial {trial.number} is gone or damaged, and its coordinates do not give it again; "
+            "restore the file or start a new study"
+        )
+    return found
 
 
 class FitError(ValueError):

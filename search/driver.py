@@ -21,9 +21,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from archspec.errors import RunError
 from archspec.search.baselines import baselines
-from archspec.search.candidates import Candidate, Rejection, admit, judge, named
+from archspec.search.candidates import Candidate, Rejection, admit, drawn_again, named, read_back
 from archspec.search.conclusions import conclude
 from archspec.search.dispatch import Dispatcher
 from archspec.search.eventlog import EVENTS, Event, EventLog, read_events, trim_torn_line
@@ -39,10 +38,9 @@ from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import SearchFile
 from archspec.search.shared import SharedResults
 from archspec.search.storage import storage_errors
-from archspec.search.study import JOURNAL, SearchStudy
+from archspec.search.study import open_study
 from archspec.search.survey import survey
 from archspec.search.trial import Trial
-from archspec.yamltext import LocatedMap, parse
 
 POLL_S = 0.2
 COMMIT_S = 1.0  # of log and study at most this much is lost with the machine; results are on the disk before they count
@@ -132,18 +130,8 @@ class Driver:
         )
         if self.run.generation != self._folder.generation:
             self.emit("grown", space=vars(self._search.space.size), generation=self._folder.generation)
-        settings = self._search.settings
         among = parameters(self._search.space)
-        self._study = SearchStudy(
-            self._folder.path / JOURNAL,
-            settings.study,
-            self._search.objectives,
-            settings.sampler,
-            settings.seed,
-            among,
-            settings.storage.url if settings.storage is not None else None,
-            self._folder.identity,
-        )
+        self._study = open_study(self._search, self._folder, among)
         self._opened.callback(self._study.close)
         self._proposer = Proposer(self._search, self._study, self.run, self._offset, among)
         for trial in [self.run.trials.get(number + self._offset) for number in self._study.unfinished()]:
@@ -209,7 +197,8 @@ class Driver:
 
     def _flow(self, index: int, size: int) -> None:
         """Take one round up the ladder asynchronously: whenever a worker is free, the next step is decided."""
-        halving, settled, heard = Halving(self._search, index), 0, time.monotonic()
+        recorded = {rung: found["rank"] for (at, rung), found in self.run.promotions.items() if at == index}
+        halving, settled, heard = Halving(self._search, recorded), 0, time.monotonic()
         accepted = len(self._accepted(index))
         while self._proposer.is_cut_short and index not in self.run.exhausted:
             accepted += self._draw_one(index) is not None  # before anything else is known: as it would have been drawn
@@ -332,6 +321,7 @@ class Driver:
 
     def _tell(self, trial: Trial) -> None:
         number = trial.number - self._offset
+        self._candidates.pop(trial.number, None)  # nothing more is done with it, as a rule
         values = self._validation_values(trial)
         if trial.state == "failed":
             self._study.fail(number)
@@ -362,15 +352,13 @@ class Driver:
             self._dispatcher.add(requests, first=first)
 
     def _candidate(self, number: int) -> Candidate:
-        """Return an accepted candidate, read back from its spec after a restart."""
+        """Return an accepted candidate, after a restart from its spec; without that, drawn again."""
         if number not in self._candidates:
-            path = self._folder.spec(self.run.trials[number].hash)
-            if not path.is_file():
-                raise RunError(f"{path}: the spec of trial {number} is gone; restore it or start a new study")
-            document: LocatedMap = parse(path.read_bytes(), str(path))
-            found = judge(document, self._search, exempt=True)
-            if isinstance(found, Rejection) or found.hash != self.run.trials[number].hash:
-                raise RunError(f"{path}: this is not the spec of trial {number}; restore it or start a new study")
+            trial = self.run.trials[number]
+            found = read_back(trial.hash, self._folder.spec(trial.hash), self._search)
+            if found is None:
+                found = drawn_again(trial, self._folder.spec(trial.hash), self._search)
+                self._folder.write_spec(found.hash, found.document)
             self._candidates[number] = found
         return self._candidates[number]
 

@@ -25,9 +25,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from archspec.search.correlation import average_ranks
 from archspec.search.names import Direction
@@ -87,35 +90,40 @@ class Decision:
 
 
 class Halving:
-    """The asynchronous ladder of one round: hears who finished which rung, in order, and says who goes on."""
+    """The asynchronous ladder of one round: hears who finished which rung, in order, and says who goes on.
 
-    def __init__(self, search: SearchFile, index: int) -> None:
+    Args:
+        recorded: rung -> who was promoted from it by rank before a restart, in order: it need not be found out again.
+    """
+
+    def __init__(self, search: SearchFile, recorded: Mapping[int, Sequence[int]] | None = None) -> None:
         settings = search.settings
-        self._settings, self._index, self._seed = settings, index, settings.seed
-        self._finished: list[list[Contender]] = [[] for _ in settings.ladder]
-        self._by_rank: list[set[int]] = [set() for _ in settings.ladder]
-        self._by_lot: list[set[int]] = [set() for _ in settings.ladder]
+        self._seed, self._recorded = settings.seed, recorded or {}
         self._shares = expected_shares(settings)
+        self._by = [ranking(settings, rung) for rung in range(len(self._shares))]
+        rules = [rung.promote for rung in settings.ladder if rung.promote is not None]
+        self._finished = [Pool(by, rule.bin_width) for by, rule in zip(self._by, rules, strict=True)]
+        self._by_rank: list[set[int]] = [set() for _ in self._shares]
+        self._by_lot: list[set[int]] = [set() for _ in self._shares]
 
     def finish(self, trial: Trial, rung: int) -> list[Decision]:
         """Return the promotions that are due because this candidate finished this rung."""
         if rung >= len(self._shares):
             return []
         fraction, random_share, odds = self._shares[rung]
-        rule, by = self._settings.ladder[rung].promote, ranking(self._settings, rung)
         came_by_lot = rung == 0 or trial.number in self._by_lot[rung - 1]
         finished = self._finished[rung]
-        finished.append(contender(trial, rung, by, came_by_lot))
+        finished.add(contender(trial, rung, self._by[rung], came_by_lot))
         found: list[Decision] = []
         if came_by_lot and _lot(self._seed, rung, trial.number) < odds:
             self._by_lot[rung].add(trial.number)
             found.append(Decision(trial.number, rung, "random"))
         promoted = self._by_rank[rung]
         due = math.floor(fraction * (1 - random_share) * len(finished) + 1e-9) - len(promoted)
-        if due > 0 and rule is not None:
-            aggregates = aggregate(finished, by, rule.bin_width)
-            rest = [c.number for c in finished if c.number not in promoted and c.number not in self._by_lot[rung]]
-            best = sorted(rest, key=lambda number: (aggregates[number], number))[:due]
+        if due > 0:
+            best = list(self._recorded.get(rung, ())[len(promoted) : len(promoted) + due])
+            if len(best) < due:
+                best += finished.best(due - len(best), promoted.union(best, self._by_lot[rung]))
             promoted.update(best)
             found += [Decision(number, rung, "rank") for number in best]
         return found
@@ -172,9 +180,63 @@ def bins(contenders: Sequence[Contender], bin_width: float) -> list[list[Contend
 
 
 def _places(members: Sequence[Contender], metric: str, direction: Direction) -> list[float]:
-    losses = []
-    for contender in members:
-        value = contender.values.get(metric)
-        known = value is not None and math.isfinite(value)
-        losses.append((value if direction == "minimize" else -value) if known and value is not None else math.inf)
+    losses = [_loss(contender, metric, direction) for contender in members]
     return [(rank - 0.5) / len(members) for rank in average_ranks(losses)]
+
+
+def _loss(contender: Contender, metric: str, direction: Direction) -> float:
+    value = contender.values.get(metric)
+    if value is None or not math.isfinite(value):
+        return math.inf
+    return value if direction == "minimize" else -value
+
+
+class Pool:
+    """Contenders who arrive one by one, and the best of them by the same aggregate, over tables."""
+
+    def __init__(self, by: Mapping[str, Direction], bin_width: float) -> None:
+        self._by, self._bin_width, self._count = by, bin_width, 0
+        self._table: NDArray[np.float64] = np.empty((64, 2 + len(by)))  # a row: size, number, a loss for each metric
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, contender: Contender) -> None:
+        """Add one contender."""
+        if self._count == len(self._table):
+            self._table = np.concatenate([self._table, np.empty_like(self._table)])
+        losses = [_loss(contender, metric, direction) for metric, direction in self._by.items()]
+        self._table[self._count] = [contender.size, contender.number, *losses]
+        self._count += 1
+
+    def best(self, count: int, without: Set[int]) -> list[int]:
+        """Return the numbers of the best, from the best, ``without`` those."""
+        table = self._table[: self._count]
+        table = table[np.lexsort((table[:, 1], table[:, 0]))]
+        aggregates = self._aggregates(table)
+        left = ~np.isin(table[:, 1], np.fromiter(without, dtype=np.float64, count=len(without)))
+        numbers, aggregates = table[left, 1], aggregates[left]
+        return [int(number) for number in numbers[np.lexsort((numbers, aggregates))[:count]]]
+
+    def _aggregates(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the mean place of every row within its bin; the rows are in order of size and number."""
+        places = np.empty((len(table), len(self._by)))
+        start = 0
+        while start < len(table):
+            end = int(np.searchsorted(table[:, 0], table[start, 0] * self._bin_width, side="right"))
+            for column in range(len(self._by)):
+                ranks = _average_ranks(table[start:end, 2 + column])
+                places[start:end, column] = (ranks - 0.5) / (end - start)
+            start = end
+        return np.array([math.fsum(row) for row in places.tolist()]) / len(self._by)
+
+
+def _average_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what ``average_ranks`` does, of a table's column."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    lengths = np.diff(np.concatenate([starts, [len(values)]]))
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat((2 * starts + 1 + lengths) / 2, lengths)
+    return ranks

@@ -76,8 +76,9 @@ class RunFolder:
         return self.path / "specs" / f"{code}.yaml"
 
     def write_spec(self, code: str, document: Mapping[str, Any]) -> None:
-        """Keep a spec as readable YAML."""
-        write_atomically(self.spec(code), lambda file: file.write(spec_text(document).encode()))
+        """Keep a spec as readable YAML; what a power cut takes of it is drawn again from the event log."""
+        text = spec_text(document).encode()
+        write_atomically(self.spec(code), lambda file: file.write(text), durable=False)
 
     def close(self) -> None:
         """Let others have the folder."""
@@ -160,8 +161,10 @@ def available_cores() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], *, durable: bool = True) -> None:
     """Write a file beside and rename it into place: a reader sees all of it or none, and it outlives a kill.
+
+    ``durable``: and a power cut, for which it waits for the disk.
 
     Raises:
         RunError: when the disk does not take it.
@@ -172,7 +175,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(beside, path)
         except BaseException:
             Path(beside).unlink(missing_ok=True)

@@ -30,6 +30,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from archspec.errors import RunError
 from archspec.search.names import Objective
 from archspec.search.points import Values
+from archspec.search.rundir import RunFolder
+from archspec.search.searchfile import SearchFile
 from archspec.search.settings import Sampler
 from archspec.search.space import Range
 from archspec.search.storage import open_database, open_journal
@@ -200,6 +202,21 @@ class SearchStudy:
             raise RunError(
                 f"{self._place}: trial {number} of the event log is not in the study; the run was edited or damaged"
             ) from None
+
+
+def open_study(search: SearchFile, folder: RunFolder, parameters: Mapping[str, Values]) -> SearchStudy:
+    """Return the study of a run."""
+    settings = search.settings
+    return SearchStudy(
+        folder.path / JOURNAL,
+        settings.study,
+        search.objectives,
+        settings.sampler,
+        settings.seed,
+        parameters,
+        settings.storage.url if settings.storage is not None else None,
+        folder.identity,
+    )
 
 
 class Asked:

@@ -122,7 +122,7 @@ def test_shares_of_counts_and_fractions(load_tiny: Load) -> None:
 
 def test_of_n_who_finish_the_stated_share_goes_on_by_rank_and_lot_does_not_look(load_tiny: Load) -> None:
     search = asynchronous(load_tiny)
-    halving, by_rank, by_lot = Halving(search, 0), list[int](), list[int]()
+    halving, by_rank, by_lot = Halving(search), list[int](), list[int]()
     for number in range(400):
         trial = Trial(number)
         trial.figures = {"non_embedding_parameters": 1000.0}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
-from archspec.search.ladder import Contender, aggregate, bins, promote
+from archspec.search.ladder import Contender, Pool, aggregate, bins, promote
 from archspec.search.settings import Promote
 
 BY: dict[str, Any] = {"good": "maximize", "bad": "minimize"}
@@ -30,6 +31,20 @@ def test_the_aggregate_is_the_mean_place_within_the_bin() -> None:
     members = [contender(0, 100, 3.0, 1.0), contender(1, 100, 2.0, 3.0), contender(2, 100, 1.0, 2.0)]
     found = aggregate(members, BY, 1.25)
     assert found == pytest.approx({0: 1 / 6, 1: 4 / 6, 2: 4 / 6})
+
+
+@pytest.mark.parametrize("by", [BY, {"good": "maximize"}, {**BY, "third": "minimize", "fourth": "maximize"}])
+def test_tables_find_the_best_that_the_aggregate_finds(by: dict[str, Any]) -> None:
+    draw, pool, members = random.Random(0), Pool(by, 1.25), list[Contender]()
+    for number in range(300):  # across several growths of the table, with ties, gaps and what is not a number
+        values = {name: draw.choice([None, float("nan"), *map(float, range(6))]) for name in by}
+        members.append(Contender(number * 7 % 300, float(draw.randrange(100, 1000, 10)), values))
+        pool.add(members[-1])
+        without = {each.number for each in draw.sample(members, len(members) // 3)}
+        aggregates = aggregate(members, by, 1.25)
+        rest = [each.number for each in members if each.number not in without]
+        best = sorted(rest, key=lambda number: (aggregates[number], number))
+        assert pool.best(1 + number % 5, without) == best[: 1 + number % 5]
 
 
 def test_size_does_not_buy_promotion() -> None:

@@ -155,6 +155,21 @@ def test_a_run_goes_on_after_garbage_by_its_folder_alone(
     assert "no run here" in capsys.readouterr().err
 
 
+def test_specs_that_a_power_cut_took_are_drawn_again(whole: SearchResult, crashed: Path, tiny_file: Path) -> None:
+    names = {path.name for path in (crashed / "specs").iterdir()}
+    for index, path in enumerate(sorted((crashed / "specs").iterdir())):
+        path.write_bytes((b"", b"name: tiny\nmod", b"\0" * path.stat().st_size)[index % 3])
+    found = run_search(tiny_file, runs_dir=crashed.parent, executor="inprocess")
+    assert outline(found.run) == outline(whole.run)
+    assert nothing_repeated(crashed)
+    unfinished = {trial.hash for trial in load_run(crashed) if trial.promoted_by is not None}
+    assert names
+    for code in unfinished:
+        assert (crashed / "specs" / f"{code}.yaml").read_bytes() == (
+            whole.folder / "specs" / f"{code}.yaml"
+        ).read_bytes()
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.8])
 def test_what_a_power_cut_took_of_the_study_is_told_again_from_the_log(
     whole: SearchResult, crashed: Path, tiny_file: Path, kept: float
