@@ -41,6 +41,7 @@ from archspec.search.storage import storage_errors
 from archspec.search.study import open_study
 from archspec.search.survey import survey
 from archspec.search.trial import Trial
+from archspec.search.watch import Watch
 
 POLL_S = 0.2
 COMMIT_S = 1.0  # of log and study at most this much is lost with the machine; results are on the disk before they count
@@ -80,6 +81,7 @@ class Driver:
         trim_torn_line(path)
         self.run = replay(folder.path, read_events(path) if path.is_file() else [])
         self._log = EventLog(path)
+        self._watch = Watch(folder.path)
         self._candidates: dict[int, Candidate] = {}
         self._by_hash = {trial.hash: trial.number for trial in reversed(list(self.run)) if trial.state != "rejected"}
         self._opened = ExitStack()
@@ -370,6 +372,7 @@ class Driver:
                 self._dispatcher.step(POLL_S)
 
     def _check(self) -> None:
+        self._watch.write(self.run)
         """Between any two steps: make what was logged durable from time to time, and stop when it is time."""
         if time.monotonic() - self._committed > COMMIT_S:
             self._log.commit()
@@ -389,5 +392,6 @@ class Driver:
         return len(self._search.settings.baselines)
 
     def _progress(self, data: Mapping[str, Any]) -> None:
+        self._watch.note(data)
         if self._on_event is not None:
             self._on_event({"event": "progress", "time": time.time(), **data})

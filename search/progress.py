@@ -17,6 +17,7 @@ from rich.text import Text
 
 from archspec.search.eventlog import Event
 from archspec.search.records import Run
+from archspec.search.watch import how_far
 
 REFRESH_PER_S = 4
 SHOWN_JOBS = 8
@@ -106,18 +107,10 @@ class Progress:
             )
         ]
         for key, job in list(run.running.items())[:SHOWN_JOBS]:
-            lines.append(Text(f"  {self._name(job):<28.28} {work(job['stage']):<20.20} {self._how_far(key)}"))
+            far = how_far(self._detail.get(key, {}))
+            lines.append(Text(f"  {self._name(job):<28.28} {work(job['stage']):<20.20} {far}"))
         lines.extend(Text(f"  best {line}", style="dim") for line in best_lines(run))
         return Group(*lines)
-
-    def _how_far(self, key: str) -> str:
-        found = self._detail.get(key)
-        if found is None:
-            return ""
-        share = found["tokens"] / max(1, found["budget_tokens"])
-        score = found["validation"]
-        shown = f"{score:.4g}" if isinstance(score, float) else "-"
-        return f"{min(1.0, share):4.0%}  {found['phase']}  validation {shown}"
 
     def _remaining(self, run: Run) -> str:
         """Estimate the time left from the mean time of each sort of work, over the workers."""

@@ -6,6 +6,7 @@ A run is the folder ``runs/<study>/``:
     environment.json    versions, device and machine of the first start
     events.jsonl        one event a line, append-only: the driver's memory and the index of everything else
     events.index        what the events add up to, for large logs; see ``logindex``
+    progress.json       how far running evaluations said they are; see ``watch``
     journal.log         the Optuna study
     results/<key>.json  one finished evaluation each, in full (and <key>.safetensors: trained weights)
     specs/<hash>.yaml   every accepted spec

@@ -11,6 +11,7 @@ whose torch or Python differs is refused with the versions named.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import math
 import os
@@ -25,18 +26,21 @@ from typing import Any
 
 import ray
 from ray import exceptions
-from ray.experimental.internal_kv import _internal_kv_get
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
 
 import archspec
 from archspec import catalog
 from archspec.errors import RunError, UnsupportedError, UsageError
 from archspec.search.executors import Outcome, Request, Setup
-from archspec.search.executors.remote import Answer, Job, overtime_note, serve, versions
+from archspec.search.executors.remote import Answer, Job, overtime_note, progress_note, serve, versions
 from archspec.search.resources import Resources
 from archspec.search.rundir import write_atomically
 
 LOOK_EVERY_S = 2.0  # how often the cluster is asked what it has: nodes come and go
+WAITING = b'{"phase": "waiting"}'  # for a node with room, or for a worker to start
 SCRIPT = "archspec_driver_script.py"
+ASK_EVERY_S = 1.0  # how often the cluster's store is asked how far evaluations are, and of how many at a time
+ASKED = 64
 LOST = (exceptions.NodeDiedError, exceptions.ObjectLostError)
 
 
@@ -47,6 +51,8 @@ class RayCluster:
         self._limit, self._setup = num_workers, setup
         self._resources = _of_device(setup.resources, device)
         self._flying: dict[Any, Request] = {}
+        self._far: dict[str, bytes] = {}
+        self._asked = -math.inf
         self._data: dict[str, Any] = {}
         self._looked, self._slots = -math.inf, 0
         self._results = setup.logs.parent / "results"
@@ -91,6 +97,7 @@ class RayCluster:
         """Give the cluster a task."""
         job = replace(self._job, data=self._files_of(request))
         self._flying[self._task.remote(dict(request), job)] = request
+        self._far[request["key"]] = b""
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """Return what happened, waiting at most ``timeout_s`` for the first of it.
@@ -101,25 +108,52 @@ class RayCluster:
         if not self._flying:
             time.sleep(timeout_s)
             return []
+        told = self._progress()
         ready, _ = ray.wait(list(self._flying), num_returns=1, timeout=timeout_s)
         if ready:
             ready, _ = ray.wait(list(self._flying), num_returns=len(self._flying), timeout=0)
-        return [self._outcome(reference) for reference in ready]
+        return [*told, *(self._outcome(reference) for reference in ready)]
 
     def cancel(self, key: str) -> None:
         """Stop the evaluation and its worker."""
         for reference in [ref for ref, request in self._flying.items() if request["key"] == key]:
             del self._flying[reference]
+            self._forget(key)
             ray.cancel(reference, force=True)
 
     def shutdown(self) -> None:
         """Leave the cluster; what is not finished is lost, and a cluster started here ends."""
         self._flying.clear()
+        self._far.clear()
         ray.shutdown()
+
+    def _progress(self) -> list[Outcome]:
+        """Return what is news of how far evaluations are; those that wait longest to be asked about come first."""
+        if time.monotonic() - self._asked < ASK_EVERY_S:
+            return []
+        self._asked, found = time.monotonic(), []
+        for key, known in list(self._far.items())[:ASKED]:
+            said = _internal_kv_get(progress_note(self._job.session, key)) or WAITING
+            del self._far[key]
+            self._far[key] = said
+            if said != known:
+                found.append(Outcome(key, "progress", data=json.loads(said)))
+        return found
+
+    def _forget(self, key: str) -> bool:
+        """Remove the notes on an evaluation; return whether it had begun."""
+        del self._far[key]
+        note = progress_note(self._job.session, key)
+        has_begun = _internal_kv_get(note) is not None
+        for each in (note, overtime_note(self._job.session, key)):
+            _internal_kv_del(each)
+        return has_begun
 
     def _outcome(self, reference: Any) -> Outcome:
         request = self._flying.pop(reference)
         key = request["key"]
+        is_overtime = _internal_kv_get(overtime_note(self._job.session, key)) is not None
+        has_begun = self._forget(key)
         try:
             answer: Answer = ray.get(reference)
         except exceptions.RuntimeEnvSetupError as error:
@@ -127,8 +161,10 @@ class RayCluster:
         except LOST as error:
             return Outcome(key, "lost", f"its node is gone: {_brief(error)}")
         except exceptions.RayError as error:
-            if _internal_kv_get(overtime_note(self._job.session, key)) is not None:
+            if is_overtime:
                 return Outcome(key, "overtime", f"took longer than {self._job.limit_s:g} s")
+            if isinstance(error, exceptions.WorkerCrashedError) and not has_begun:
+                return Outcome(key, "lost", f"the worker ended before it began: {_brief(error)}")
             return Outcome(key, "died", f"the worker ended: {_brief(error)}")
         if answer.status == "refused":
             raise RunError(f"executor ray: a node cannot take part: {answer.reason}")

@@ -7,9 +7,13 @@ travel back and the driver writes them.
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import platform
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +24,7 @@ from archspec.errors import RunError
 from archspec.search.executors.worker import load_components, prepare_device
 
 OVERTIME_EXIT = 75
+REPORT_EVERY_S = 1.0
 CACHE = Path(tempfile.gettempdir()) / f"archspec-{os.getuid()}"
 
 
@@ -70,8 +75,28 @@ def serve(request: Mapping[str, Any], job: Job) -> Answer:
     prepare_device(job.threads, job.memory_fraction)
     load_components(job.modules, job.main)
     request = _localised(request, job)
+    report = _Report(progress_note(job.session, request["key"])) if job.session else None
     with _limited(job.limit_s, overtime_note(job.session, request["key"])):
-        return _evaluated(request, job)
+        return _evaluated(request, job, report)
+
+
+class _Report:
+    """Leaves how far an evaluation is in the cluster's store, where the driver looks from time to time."""
+
+    def __init__(self, note: bytes) -> None:
+        import ray
+
+        self._note, self._last = note, -math.inf
+        self._where = {"node": platform.node(), "node_id": ray.get_runtime_context().get_node_id()}
+        self({"phase": "begun"})
+        self._last = -math.inf
+
+    def __call__(self, data: Mapping[str, Any]) -> None:
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        if time.monotonic() - self._last >= REPORT_EVERY_S:
+            self._last = time.monotonic()
+            _internal_kv_put(self._note, json.dumps({**data, **self._where}).encode(), overwrite=True)
 
 
 @contextmanager
@@ -103,24 +128,27 @@ def overtime_note(session: str, key: str) -> bytes:
     return f"archspec/{session}/{key}/overtime".encode()
 
 
+def progress_note(session: str, key: str) -> bytes:
+    """Return the name of the note that says how far an evaluation is; there is none before it has begun."""
+    return f"archspec/{session}/{key}/progress".encode()
+
+
 def versions() -> dict[str, str]:
     """Return the versions that decide whether two machines compute the same; archspec itself is sent along."""
-    import platform
-
     import torch
 
     return {"python": platform.python_version().rpartition(".")[0], "torch": torch.__version__}
 
 
-def _evaluated(request: Mapping[str, Any], job: Job) -> Answer:
+def _evaluated(request: Mapping[str, Any], job: Job, report: Callable[[dict[str, Any]], None] | None) -> Answer:
     from archspec.search.evaluation import evaluate
 
     try:
         if is_shared(Path(job.identity_file), job.identity):
-            evaluate(request)
+            evaluate(request, report)
             return Answer("done")
         with tempfile.TemporaryDirectory(prefix="archspec-") as folder:
-            evaluate({**request, "results": folder})
+            evaluate({**request, "results": folder}, report)
             return Answer("done", files=tuple((path.name, path.read_bytes()) for path in Path(folder).iterdir()))
     except RunError as error:
         return Answer("unwritable", str(error))

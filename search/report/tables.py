@@ -28,6 +28,7 @@ from archspec.search.report.spectext import spec_text
 from archspec.search.report.text import Row, Table, clean, facts, shortened, sparkline, wrapped
 from archspec.search.survey import Moment, Survey
 from archspec.search.trial import Trial
+from archspec.search.watch import how_far, said
 
 ARROWS = {"maximize": "↑", "minimize": "↓", None: ""}
 SHORT = {"parameters": "params"}
@@ -211,13 +212,14 @@ def _acceptance(rate: float | None) -> str:
 
 
 def running(run: Run) -> list[str]:
-    """Return one line per evaluation in progress."""
+    """Return one line per evaluation in progress, with how far it said it is."""
     if state_of(run) != "running":
         return []
-    found = []
-    for job in run.running.values():
+    found, far = [], said(run.folder)
+    for key, job in run.running.items():
         trial = run.trials.get(job["trial"])
-        found.append(f"#{job['trial']} {clean(trial.name) if trial else ''}  {job.get('stage', '')}".rstrip())
+        what = f"#{job['trial']} {clean(trial.name) if trial else ''}  {job.get('stage', '')}"
+        found.append(f"{what}  {clean(how_far(far.get(key, {})))}".rstrip())
     return found
 
 

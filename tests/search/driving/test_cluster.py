@@ -4,6 +4,7 @@ results that travel."""
 from __future__ import annotations
 
 import json
+import platform
 import sys
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from archspec.search.executors import Outcome, Setup, make_executor
 from archspec.search.executors.cluster import RayCluster
 from archspec.search.executors.remote import Job, serve, versions
 from archspec.search.records import load_run
+from archspec.search.report.tables import running
 from archspec.search.requests import prepare, requests_for
 from archspec.search.resources import Resources
 
@@ -82,26 +84,35 @@ def request_of(load_tiny: Any, folder: Path, key: str, **options: Any) -> dict[s
     return {**request, "key": key, "metrics": [{"kind": "probing", **options}]}
 
 
+def training_of(load_tiny: Any, folder: Path) -> dict[str, Any]:
+    search = load_tiny()
+    candidate = admit(named(search.space.base(), "candidate"), search)
+    assert isinstance(candidate, Candidate)
+    return dict(requests_for(prepare(search, folder, folder / "results"), candidate, 0, 1)[0])
+
+
 def until(executor: RayCluster, count: int) -> list[Outcome]:
     stop, found = time.monotonic() + 120, list[Outcome]()
     while len(found) < count:
         assert time.monotonic() < stop, f"only {found}"
-        found += executor.wait(0.2)
+        found += [outcome for outcome in executor.wait(0.2) if outcome.status != "progress"]
     return found
 
 
 @pytest.mark.slow
 def test_a_search_outlives_the_nodes_it_runs_on(cluster: Cluster, tiny_file: Path, tmp_path: Path) -> None:
     seen: Counter[str] = Counter()
-    nodes = list(cluster.worker_nodes)
+    shown: set[str] = set()
 
     def on_event(event: Event) -> None:
         seen[event["event"]] += 1
-        if event["event"] == "finished" and seen["finished"] == 3:
-            for node in nodes[:2]:  # three trials at a time: at least one is cut short
-                cluster.remove_node(node)
+        if event["event"] in ("progress", "finished"):
+            shown.update(line.split("  ", 2)[-1] for line in running(load_run(tmp_path / "runs" / "tiny")))
+        if seen["finished"] >= 3 and event.get("phase") == "begun" and len(cluster.worker_nodes) > 1:
+            (node,) = [node for node in cluster.worker_nodes if node.node_id == event["node_id"]]
+            cluster.remove_node(node)
 
-    overrides = ["ladder[0].metrics=[{kind: probing, seconds: 1.0}]", "ladder[0].promote={count: 2, by: [probing]}"]
+    overrides = ["ladder[0].metrics=[{kind: probing, seconds: 2.0}]", "ladder[0].promote={count: 2, by: [probing]}"]
     found = run_search(
         tiny_file,
         runs_dir=tmp_path / "runs",
@@ -113,7 +124,8 @@ def test_a_search_outlives_the_nodes_it_runs_on(cluster: Cluster, tiny_file: Pat
     events = list(read_events(found.folder / "events.jsonl"))
     assert found.status == "finished"
     assert [event["workers"] for event in events if event["event"] == "started"] == [3]
-    assert seen["lost"] >= 1
+    assert seen["lost"] >= 2
+    assert {"waiting", f"begun  on {platform.node()}"} <= shown, shown
     assert found.run.counts.failed == 0
     assert (found.run.counts.accepted, found.run.counts.trained) == (6, 3)
     done = [event["key"] for event in events if event["event"] == "finished"]
@@ -155,6 +167,14 @@ def test_what_becomes_of_an_evaluation(cluster: Cluster, load_tiny: Any, tmp_pat
     executor.submit(request_of(load_tiny, tmp_path, "cancelled", seconds=60.0))
     executor.cancel("cancelled")
     assert executor.wait(0.1) == []
+    executor.submit({**training_of(load_tiny, tmp_path), "key": "far", "tokens": 200_000})
+    stop, said = time.monotonic() + 120, list[dict[str, Any]]()
+    while not said or "tokens" not in said[-1]:
+        assert time.monotonic() < stop, said
+        said += [outcome.data for outcome in executor.wait(0.2)]
+    assert said[-1]["node"] == platform.node()
+    assert 0 < said[-1]["tokens"] <= said[-1]["budget_tokens"] == 200_000
+    executor.cancel("far")
     with pytest.raises(RunError, match=r"connected to Ray already; call ray\.shutdown\(\)"):
         opened("this run")
     executor.shutdown()
