@@ -30,6 +30,8 @@ Activation = Literal[
     "none", "linear", "relu", "relu2", "silu", "gelu", "tanh", "sigmoid", "softplus", "softmax", "exp", "log_sigmoid"
 ]
 Shift = Literal["none", "lerp"]
+SMALLEST = {4: 2.0**-126, 8: 2.0**-1022}
+"""The smallest normal number by the size of its type in bytes; gates are at least fp32."""
 
 
 class Part(StrictModel):
@@ -210,8 +212,13 @@ class Gate(Source, family="gate", noun="gate"):
         """
 
     def log_value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """Return log(value), in the form that loses least; for decays."""
-        return self.value(z, known).log()
+        """Return log(value), in the form that loses least; for decays.
+
+        A value that underflows counts as the smallest number there is, so that its logarithm has a gradient.
+        Of gates that are ``factors``, ``known`` has the logarithm as ``log.NAME`` when they have one.
+        """
+        value = self.value(z, known)
+        return value.clamp(min=SMALLEST[value.dtype.itemsize]).log()
 
 
 def _gate_kind(kind: str) -> type[Component] | None:

@@ -13,28 +13,20 @@ a file.
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import math
 import multiprocessing
 import random
 import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from archspec import complexity
-from archspec.blocks.carry import State
-from archspec.blocks.model import SequenceModel, num_parameters
-from archspec.compiler import compile  # noqa: A004
 from archspec.composition import inside
 from archspec.errors import SpecError
 from archspec.loading import load
@@ -42,130 +34,10 @@ from archspec.lowering import decide, plan
 from archspec.rule import Rule
 from archspec.schema import MemoryMixer, Spec
 from benchmarks.drawing import Drawer
+from benchmarks.promises import Diverges, Failure, check
 
 RICHNESS = 0.25
 STRETCH = 25
-LENGTH, SPLIT, VOCABULARY = 7, 3, 5
-# fp64 and seven tokens: forms differ in the order of sums, which roots, links and iterative solvers magnify.
-TOLERANCE = 1e-7
-
-
-# States of a tame draw are of order 1. From here on a rule that is not linear overflows within a token or two.
-WILD = 1e3
-
-
-class Diverges(Exception):  # noqa: N818 - a finding as well
-    """The equations of a document grow without bound, by the recurrence that defines them."""
-
-
-class Failure(Exception):  # noqa: N818 - what is found out about a document, not an error of this program
-    """A legal document does not keep a promise; the message says which."""
-
-
-class NotFinite(Failure):
-    """A loss or gradient is not finite."""
-
-
-def check(spec: Spec) -> None:
-    """Hold one spec to its promises.
-
-    Raises:
-        Failure: the first promise it does not keep.
-        Diverges: it cannot be held to them, because its own equations grow without bound.
-    """
-    tokens = torch.randint(0, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
-    try:
-        _trains(spec, tokens)
-    except NotFinite as failure:
-        _, size = _stepped(compile(spec, vocab_size=VOCABULARY, dtype=torch.float64, backend="reference"), tokens)
-        if size >= WILD:
-            raise Diverges(f"{failure}; the recurrence reaches {size:.0e}") from failure
-        raise
-    _consistent(spec, tokens)
-
-
-def _consistent(spec: Spec, tokens: torch.Tensor) -> None:
-    model = perturbed(spec)
-    with torch.no_grad():
-        stepped, size = _stepped(model, tokens)
-        if size >= WILD:
-            raise Diverges(f"the recurrence reaches {size:.0e}")
-        whole = model(tokens)
-        _agree(stepped, whole.logits, size, "single steps and the whole sequence")
-        _agree(perturbed(spec, "reference")(tokens).logits, whole.logits, size, "the recurrence and the whole sequence")
-        head = model(tokens[:, :SPLIT])
-        saved = io.BytesIO()
-        torch.save(head.state.tensors, saved)
-        saved.seek(0)
-        rest = model(tokens[:, SPLIT:], State(torch.load(saved), head.state.position))
-        _agree(torch.cat([head.logits, rest.logits], 1), whole.logits, size, "two stretches and the whole sequence")
-    predicted = complexity.predict(spec, VOCABULARY)
-    if predicted.parameters != num_parameters(model):
-        raise Failure(f"{num_parameters(model)} parameters, and {predicted.parameters} predicted")
-    kept = sum(tensor[0].numel() * tensor.element_size() for tensor in whole.state.tensors.values())
-    if predicted.state_bytes(LENGTH, "float64") != kept:
-        raise Failure(f"{kept} bytes of state, and {predicted.state_bytes(LENGTH, 'float64')} predicted")
-
-
-def _stepped(model: SequenceModel, tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return the logits token by token, and the largest finite number that the state reaches."""
-    state, largest, logits = None, 0.0, []
-    with torch.no_grad():
-        for t in range(LENGTH):
-            step = model.step(tokens[:, t], state)
-            state = step.state
-            logits.append(step.logits)
-            found = [float(x.abs().max()) for x in _linked(model, state) if x.numel()]
-            largest = max(largest, *(size for size in found if math.isfinite(size)), 0.0)
-    return torch.stack(logits, 1), largest
-
-
-def _linked(model: SequenceModel, state: State) -> Iterator[torch.Tensor]:
-    """Yield what a state holds, and the weights behind each link: they can be large where what is kept is small."""
-    yield from state.tensors.values()
-    for mixer in model.memory_mixers():
-        for name, tensor in state.tensors.items():
-            if f"{mixer.path}.dual." in name:
-                yield mixer.rule.retention.link(tensor)
-
-
-def perturbed(spec: Spec, backend: str = "auto") -> SequenceModel:
-    """Return a model in fp64 whose every parameter is away from special values."""
-    model = compile(spec, vocab_size=VOCABULARY, dtype=torch.float64, backend=backend)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
-
-
-def _trains(spec: Spec, tokens: torch.Tensor) -> None:
-    model = compile(spec, vocab_size=VOCABULARY)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    for _ in range(2):
-        output = model(tokens[:, :-1])
-        loss = cross_entropy(output.logits.flatten(0, 1), tokens[:, 1:].flatten())
-        if output.auxiliary_loss is not None:
-            loss = loss + output.auxiliary_loss
-        if not bool(loss.isfinite()):
-            raise NotFinite("the training loss is not finite")
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                raise NotFinite(f"the gradient of {name} is not finite")
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-
-def _agree(first: torch.Tensor, second: torch.Tensor, size: float, what: str) -> None:
-    """Compare logits; what rounds a state of this size also rounds what is read from it."""
-    scale = max(1.0, size, float(second.abs().max()))
-    if first.shape != second.shape:
-        raise Failure(f"{what} give {tuple(first.shape)} and {tuple(second.shape)}")
-    difference = float((first - second).abs().max())
-    if not difference <= TOLERANCE * scale:
-        raise Failure(f"{what} differ by {difference:.1e}")
 
 
 @dataclass

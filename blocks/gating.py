@@ -33,6 +33,7 @@ class GateModule(Declared):
         copies: how many values a token has, for rules that take several steps a token; gates without a source
             have one.
         head: sizes of the memory's heads, where ``dims`` are those of pairs.
+        rows: how many copies stand side by side on the head axis of ``dims``, for a gate inside one with copies.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class GateModule(Declared):
         depth: tuple[int, int],
         copies: int = 1,
         head: HeadDims | None = None,
+        rows: int | None = None,
     ) -> None:
         super().__init__(depth)
         self.gate = gate
         self.path = path
         self.peers: tuple[GateModule, ...] = (self,)  # a tuple: modules in it stay where they are registered
         self.copies = copies if gate.has_source else 1
+        self.rows = self.copies if rows is None else rows
         head = head or dims
         dims = replace(seen_dims(gate, dims, head), num_heads=dims.num_heads * self.copies)
         self.sizes = (dims.num_heads, *gate_size(gate.per, dims))
@@ -64,7 +67,7 @@ class GateModule(Declared):
             self.source.depth = depth
         self.inner = torch.nn.ModuleDict(
             {
-                name.replace(".", "_"): GateModule(inner, f"{path}.{name}", widths, dims, depth, head=head)
+                name.replace(".", "_"): GateModule(inner, f"{path}.{name}", widths, dims, depth, 1, head, self.rows)
                 for name, inner in gates_of(gate)
             }
         )
@@ -94,12 +97,26 @@ class GateModule(Declared):
             **self._rows(z),
             **self._accumulated(z, carry),
             **self._constants(z),
-            **{name: known[name] for name in self.gate.needs()},
-            **{name: module(streams, carry, known) for name, module in self.inner.items()},
+            **{name: self._in_rows(known[name], streams["input"].shape[1]) for name in self.gate.needs()},
         }
+        factors = dict(gates_of(self.gate)) if aspect == "log_value" else {}
+        for name, module in self.inner.items():
+            if name in self.gate.factors and name in factors and _has_log(factors[name]):
+                given[f"log.{name}"] = module(streams, carry, known, aspect="log_value")
+                given[name] = given[f"log.{name}"].exp()
+            else:
+                given[name] = module(streams, carry, known)
         value = self._evaluate(z, given, aspect)
         # One row a step: [B, T, S H, ..] becomes [B, S T, H, ..].
         return value if self.copies == 1 else value.reshape(z.shape[0], z.shape[1] * self.copies, -1, *value.shape[3:])
+
+    def _in_rows(self, needed: Tensor, length: int) -> Tensor:
+        """Lay a quantity of the mixer out as the copies are: side by side on the head axis [B, T, S H, ..]."""
+        if self.rows == 1:
+            return needed
+        if needed.shape[1] == length * self.rows:  # it has one row a step already
+            return needed.reshape(needed.shape[0], length, -1, *needed.shape[3:])
+        return needed.repeat(1, 1, self.rows, 1, 1)
 
     def before_law(self, streams: Streams, carry: Carry) -> Tensor:
         """Return what the gate's own law would take, [B, T, H, 1 or K, 1 or V] in its source's dtype."""
@@ -142,6 +159,11 @@ class GateModule(Declared):
                 for name, numbers in self.constants.items()
             }
         return self._laid_out[key]
+
+
+def _has_log(gate: Gate) -> bool:
+    """Whether a gate never changes its sign to minus, nor is zero by law, so that its logarithm exists."""
+    return gate.value_range[0] >= 0 and gate.value_range[1] > 0 and not gate.starts_at_zero and gate.scale > 0
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -127,6 +127,7 @@ class ProjectionModule(nn.Module):
     ) -> None:
         super().__init__()
         self.projection, self.name, self.path, self.dim = projection, name, path, dim
+        self.place = path.removeprefix("layers.").lstrip("0123456789")  # the same in every layer
         self.groups = (projection.heads or dims.num_heads) * copies
         parts = projection.parts
         sizes = [part.dim.resolve(vars(dims)) if part.dim is not None else dim for part in parts]
@@ -173,8 +174,8 @@ class ProjectionModule(nn.Module):
         return x if x.shape[2] == self.groups else x.repeat_interleave(self.groups // x.shape[2], dim=2)
 
     def _blend(self, x: Tensor, streams: Streams, carry: Carry) -> Tensor:
-        """x + gate (x_first - x): the first layer that blends is the one that later ones read."""
-        first = carry.shared.setdefault(f"first.{self.name}", x)
+        """x + gate (x_first - x): the first layer that blends at this place, as wide, is what later ones read."""
+        first = carry.shared.setdefault(f"first.{self.place}.{self.groups}.{self.dim}", x)
         if self.blend is None:
             return x
         # The first layer evaluates its gate too, so that what a layer keeps does not depend on its place.

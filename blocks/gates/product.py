@@ -36,3 +36,9 @@ class Product(Gate, kind="product"):
 
     def value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:
         return known["first"] * known["second"]
+
+    def log_value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        # The sum of the logarithms, so that a product that underflows keeps its gradient.
+        if all(f"log.{name}" in known for name in self.factors):
+            return known["log.first"] + known["log.second"]
+        return super().log_value(z, known)

@@ -14,7 +14,8 @@ from archspec.errors import SpecError
 from archspec.loading import load, loads
 from archspec.rule import Rule
 from benchmarks.drawing import Drawer
-from benchmarks.draws import Diverges, Failure, check, report, run, sequential
+from benchmarks.draws import report, run, sequential
+from benchmarks.promises import Diverges, Failure, check
 
 DRAWS = 40
 
@@ -25,7 +26,7 @@ def test_every_legal_draw_trains_and_agrees_in_all_forms(seed: int) -> None:
     tally = run(DRAWS, seed)
     assert not tally.failures, "\n".join(f"{message}\n{json.dumps(document)}" for message, document in tally.failures)
     assert tally.legal >= 0.6 * DRAWS
-    assert len(tally.diverging) <= 0.25 * tally.legal
+    assert len(tally.diverging) <= 0.05 * tally.legal
 
 
 def test_a_few_draws_run_in_every_check() -> None:
@@ -68,7 +69,7 @@ layout: main
 
 
 def test_divergence_is_told_from_failure() -> None:
-    with pytest.raises(Diverges, match="the recurrence reaches"):
+    with pytest.raises(Diverges, match=r"not finite; the recurrence reaches .* in fp64"):
         check(loads(EXPLODING))
 
 
