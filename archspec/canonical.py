@@ -95,7 +95,7 @@ def _mixer(mixer: Mixer, model_dim: int) -> dict[str, Any]:
         found[name] = _plain(projection.model_copy(update={"heads": heads}), sizes)
     for name in ("streams", "gates"):
         found[name] = {key: _plain(value, sizes) for key, value in getattr(mixer, name).items()}
-    for name in ("memory", "bias", "retention", "update", "readout"):
+    for name in ("memory", "bias", "retention", "update", "readout", "stages"):
         found[name] = _plain(getattr(mixer, name), sizes)
     return found
 

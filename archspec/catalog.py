@@ -28,6 +28,7 @@ BLOCK_FOLDERS = (
     "archspec.blocks.feed_forwards",
     "archspec.blocks.mixers",
     "archspec.blocks.nodes",
+    "archspec.blocks.outputs",
 )
 SEARCH_FOLDERS = ("archspec.search.tasks", "archspec.search.metrics")
 PLUGINS_VARIABLE = "ARCHSPEC_PLUGINS"

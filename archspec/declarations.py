@@ -102,7 +102,12 @@ def mixer_parameters(mixer: MemoryMixer, model_dim: int) -> dict[str, Parameter]
     if norm is not None:
         width = dims.value_dim if norm.over == "head" else dims.num_heads * dims.value_dim
         _add(found, "norm", norm.parameters_of(dims.num_heads, width))
-    found["output"] = Parameter((dims.num_heads * dims.value_dim, model_dim), FAN_IN, decayed=True)
+    width = dims.num_heads * dims.value_dim
+    if not mixer.stages:
+        found["output"] = Parameter((width, model_dim), FAN_IN, decayed=True)
+    for index, stage in enumerate(mixer.stages):
+        _add(found, f"output_stages.{index}", stage.parameters(width, model_dim))
+        width = stage.width(width, model_dim)
     if mixer.prefix:
         found["prefix"] = Parameter((mixer.prefix, model_dim), Initial(normal=0.02))
     return found

@@ -30,7 +30,7 @@ def scan(
     strength = quantities.gates[f"update.{name}"].to(dtype)
     gates = {
         name: quantities.gates[f"retention.{name}"].to(dtype)
-        for name in ("gate", "phase")
+        for name in ("gate", "phase", "gain")
         if f"retention.{name}" in quantities.gates
     }
     pairs = _Pairs(rule.retention, gates) if rule.retention.turns else None
@@ -67,7 +67,7 @@ class _Pairs:
 
     def __init__(self, retention: Any, gates: Mapping[str, Tensor]) -> None:
         self.retention = retention
-        self.factor, self.received = retention.factors(gates["gate"], gates["phase"])
+        self.factor, self.received = retention.factors(gates)
         if retention.discretization == "bilinear":
             self.decay, self.phase = self.factor.abs().log(), self.factor.angle()
         else:

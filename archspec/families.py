@@ -12,12 +12,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
-from archspec.component import Component, Count, Flag, Number, Off, Positive, also
+from archspec.component import FAMILIES, Component, Count, Flag, Number, Off, Positive, also
 from archspec.errors import UnsupportedError
 from archspec.initial import Parameters
 from archspec.sources import (
@@ -34,6 +34,7 @@ from archspec.sources import (
     joint_granularity,
     nested_gates,
     seen_dims,
+    starting_needs,
 )
 from archspec.streams import Blend, FeatureMap, Norm, Position, Projection, Stream, StreamFields
 
@@ -57,6 +58,7 @@ __all__ = [
     "Memory",
     "Norm",
     "Order",
+    "OutputStage",
     "Part",
     "Per",
     "Position",
@@ -76,6 +78,7 @@ __all__ = [
     "joint_granularity",
     "nested_gates",
     "seen_dims",
+    "starting_needs",
 ]
 
 Scale = Annotated[
@@ -315,6 +318,32 @@ class Update(Component, family="update", noun="update rule"):
     def momentum_input(self, step: Step) -> Tensor:
         """Return x_t, what a token adds to each of ``buffers``: S_t = mu_t S_{t-1} + x_t, mu the gate of its name."""
         return -step.stepped
+
+
+class OutputStage(Component, family="output_stage", noun="output stage"):
+    """One step from what a memory's read-out returns, H V channels a token, to the mixer's output of the model's."""
+
+    @classmethod
+    def from_name(cls, name: str) -> Component | None:
+        """A bare name that is no kind is an activation."""
+        known = FAMILIES[cls.family].members.get("activation")
+        return known.model_validate({"function": name}) if known is not None and name in get_args(Activation) else None
+
+    def width(self, width: int, model_dim: int) -> int:
+        """Return the channels that come out, of ``width`` that come in; as many by default."""
+        return width
+
+    def needs_width(self, model_dim: int) -> int | None:
+        """Return how many channels must come in; None takes any number."""
+        return None
+
+    def parameters(self, width: int, model_dim: int) -> Parameters:
+        """Return what is learned, for ``width`` channels coming in; nothing by default."""
+        return {}
+
+    @abstractmethod
+    def apply(self, y: Tensor, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return [B, T, width'] for y [B, T, width] and x [B, T, D], what the mixer was given."""
 
 
 class FeedForward(Component, family="feed_forward", noun="feed-forward"):

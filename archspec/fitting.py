@@ -54,12 +54,27 @@ def check(mixer: MemoryMixer, projected: HeadDims, dims: HeadDims) -> Iterator[F
     yield from _features(mixer, projected)
     yield from _several(mixer)
     yield from _gates(mixer, dims, widths)
+    yield from _output(mixer, dims)
     skip = mixer.readout.skip
     if skip is not None:
         width, needed = widths[skip.of], dims.num_heads * dims.value_dim
         if width != needed:
             message = f"{skip.of} is {width} wide and the read-out {needed}; they must agree."
             yield ("readout", "skip", "of"), message
+
+
+def _output(mixer: MemoryMixer, dims: HeadDims) -> Iterator[Finding]:
+    width = dims.num_heads * dims.value_dim
+    for index, stage in enumerate(mixer.output):
+        needed = stage.needs_width(dims.model_dim)
+        if needed not in (None, width):
+            yield (
+                ("output", index),
+                f"{stage.kind} takes {needed} channels, and {width} come in; put 'linear' first.",
+            )
+        width = stage.width(width, dims.model_dim)
+    if mixer.output and width != dims.model_dim:
+        yield ("output",), f"{width} channels come out and the model has {dims.model_dim}; end with 'linear' or 'glu'."
 
 
 def _size(name: str, dims: HeadDims) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from archspec.component import Number, Off, Positive, StrictModel
@@ -22,13 +22,14 @@ class Initial(StrictModel):
 
     A bare number is a constant; the bare names are ``dt`` (b = softplus^-1(tau), tau log-uniform in
     [1e-3, 0.1], at least 1e-4: Mamba's step-size law), ``by_depth`` (xLSTM's forget offsets, a power law over
-    depth) ``fan_in`` (normal with variance 1/d_in) and
-    ``identity``.
+    depth), ``fan_in`` (normal with variance 1/d_in),
+    ``identity`` and ``hippo`` (the positive imaginary parts of the eigenvalues of HiPPO-N, ascending: S5's A). ``ring``
+    [a, b] draws -log r, r the distance from 0 of a point spread evenly over the ring a < r < b (LRU's exp(nu)).
     """
 
     short_forms: ClassVar[tuple[dict[str, Any], ...]] = (
         {"type": "number"},
-        {"enum": ["dt", "by_depth", "fan_in", "identity"]},
+        {"enum": ["dt", "by_depth", "fan_in", "identity", "hippo"]},
     )
 
     constant: Number | None = None
@@ -37,7 +38,8 @@ class Initial(StrictModel):
     log_uniform: tuple[Positive, Positive] | None = None
     linspace: tuple[Number, Number] | None = None
     arange: Number | None = None
-    law: Literal["dt", "by_depth", "fan_in", "identity"] | None = None
+    ring: tuple[Annotated[Number, Field(ge=0, lt=1)], Annotated[Number, Field(gt=0, le=1)]] | None = None
+    law: Literal["dt", "by_depth", "fan_in", "identity", "hippo"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +59,7 @@ class Initial(StrictModel):
                 "an initial law names exactly one of {known}, found {found}.",
                 {"known": ", ".join(type(self).model_fields), "found": ", ".join(named) or "none"},
             )
-        for pair in (self.uniform, self.log_uniform):
+        for pair in (self.uniform, self.log_uniform, self.ring):
             if pair is not None and not pair[0] < pair[1]:
                 raise PydanticCustomError(
                     "initial_range",
@@ -82,14 +84,14 @@ class Initial(StrictModel):
             return min(self.linspace) > 0
         if self.arange is not None:
             return self.arange > 0
-        return self.log_uniform is not None
+        return self.log_uniform is not None or self.ring is not None or self.law == "hippo"
 
 
 def _of_vector(law: Initial | None) -> Initial | None:
-    if law is not None and law.law in ("fan_in", "identity"):
+    if law is not None and law.law in ("fan_in", "identity", "hippo"):
         raise PydanticCustomError(
             "offset_law",
-            "an offset is a vector, and {law} is a law of matrices; use a number, 'dt', 'by_depth' or a range.",
+            "an offset is a vector, and {law} is no law of vectors; use a number, 'dt', 'by_depth' or a range.",
             {"law": law.law},
         )
     return law

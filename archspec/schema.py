@@ -22,6 +22,7 @@ from archspec.families import (
     Gate,
     Memory,
     Norm,
+    OutputStage,
     Part,
     Projection,
     Retention,
@@ -107,6 +108,10 @@ def _projection(kind: str | None) -> Projection:
     return Projection.parse(kind or {})
 
 
+def _as_stages(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value if isinstance(value, tuple) else (value,)
+
+
 class MemoryMixer(Mixer, kind="memory"):
     """Memory x attentional bias x retention gate x update rule, with the projections and read-out around them.
 
@@ -117,6 +122,7 @@ class MemoryMixer(Mixer, kind="memory"):
         streams: named signals that projections and gates can read.
         gates: named gates, for a quantity that several coordinates share.
         qkv, qk, query, key, value: projections; the general ones first, the specific amend them.
+        output: stages from the read-out to the model's width; absent is one linear map.
     """
 
     prefix: Annotated[Integer, Field(ge=0)] = 0
@@ -135,6 +141,12 @@ class MemoryMixer(Mixer, kind="memory"):
     retention: Retention = Field(default_factory=lambda: Retention.parse("none"))
     update: Update
     readout: Readout = Field(default_factory=Readout)
+    output: Annotated[tuple[OutputStage, ...], BeforeValidator(_as_stages)] = ()
+
+    @property
+    def stages(self) -> tuple[OutputStage, ...]:
+        """The stages of the output; none where it is one linear map, as when nothing is written."""
+        return () if self.output == (OutputStage.parse("linear"),) else self.output
 
     def projection(self, name: Literal["query", "key", "value"]) -> Projection:
         """Return the effective projection: ``qkv``, amended by ``qk`` (query and key only), amended by its own.

@@ -123,6 +123,7 @@ class Gate(Source, family="gate", noun="gate"):
             [L, H, 1 or K, 1 or V], with ``layer``, the index of the gate's own.
         starts_at_zero: whether the value is exactly zero in some layer, so that its logarithm does not exist.
         factors: fields with gates that the value is the product of.
+        starting: fields with gates that are evaluated once, when the model is made.
         keeps: name of the tensor [B, 1, H, 1 or K, 1 or V] that ``accumulated`` passes on between tokens; None when
             a token's value depends on no other token.
     """
@@ -135,6 +136,7 @@ class Gate(Source, family="gate", noun="gate"):
     keeps: ClassVar[str | None] = None
     starts_at_zero: ClassVar[bool] = False
     factors: ClassVar[tuple[str, ...]] = ()
+    starting: ClassVar[tuple[str, ...]] = ()
     sums_channels: ClassVar[bool] = False  # the value is a sum over channels: one number a head
     bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 
@@ -260,6 +262,14 @@ def gates_of(component: Component | Part, prefix: str = "") -> Iterator[tuple[st
             yield path, value
         elif isinstance(value, Part):
             yield from gates_of(value, f"{path}.")
+
+
+def starting_needs(gate: Gate) -> tuple[str, ...]:
+    """Return what the gates that this one, or one inside it, starts as are derived from."""
+    found: list[str] = []
+    for name, inner in gates_of(gate):
+        found += inner.all_needs() if name in gate.starting else starting_needs(inner)
+    return tuple(found)
 
 
 def nested_gates(component: Component | Part, prefix: str = "") -> Iterator[tuple[str, Gate]]:

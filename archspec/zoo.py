@@ -25,6 +25,7 @@ CHOICE_FAMILIES = (
     "projection",
     "norm",
     "position",
+    "output_stage",
     "feed_forward",
     "mixer",
     "node",

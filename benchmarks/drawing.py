@@ -296,10 +296,18 @@ class Drawer:
             return self._fitting([number for number in NUMBERS if _between(number, schema)])
         if kind == "boolean":
             return self._fitting((True, False))
+        items = schema.get("items", {}).get("$ref", "").rpartition("/")[2] if kind == "array" else ""
+        if items in FAMILIES and items not in ("projection", "mixer", "layout"):
+            return self._several(items)
         if kind == "array" and "prefixItems" in schema:
             pairs = [[0.5, 1.0], [-0.5, 0.5], [0.1, 2.0]]
             return self._fitting([p for p in pairs if all(map(_between, p, schema["prefixItems"]))])
         raise Nothing
+
+    def _several(self, family: str) -> Any:
+        """Draw one to three components side by side, each in its smallest form, that are legal together."""
+        kinds = [self._smallest(f"{family}.{kind}") for kind in FAMILIES[family].members]
+        return self._fitting([self.rng.choices(kinds, k=self.rng.randint(1, 3)) for _ in range(12)])
 
     def _fitting(self, options: Any) -> Any:
         """Return one of the options that are legal here, each as likely as the others."""

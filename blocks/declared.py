@@ -37,6 +37,9 @@ class Declared(nn.Module):
             self.laws[name] = parameter
             self.register_parameter(name, nn.Parameter(torch.empty(parameter.shape)))
 
+    def settle(self) -> None:
+        """Change what has to start from other parameters, once all are drawn; nothing by default."""
+
     def borrow(self, name: str, lender: Declared) -> None:
         """Use another module's parameter instead of one's own; it is drawn, counted and saved there only."""
         del self._parameters[name], self.laws[name]
@@ -78,6 +81,9 @@ def initialise(model: nn.Module, seed: int) -> None:
             drawn = draw(parameter, path, seed, module.depth)
             with torch.no_grad():
                 getattr(module, name).copy_(drawn)
+    for module in model.modules():
+        if isinstance(module, Declared):
+            module.settle()
 
 
 def draw(parameter: Parameter, path: str, seed: int, depth: tuple[int, int] = (0, 1)) -> Tensor:
@@ -103,6 +109,11 @@ def _sample(law: Initial, shape: tuple[int, ...], generator: torch.Generator, de
         return _spread(torch.linspace(*law.linspace, shape[_axis(shape)]), shape)
     if law.arange is not None:
         return _spread(law.arange + torch.arange(shape[_axis(shape)], dtype=torch.float32), shape)
+    if law.ring is not None:
+        low, high = (radius**2 for radius in law.ring)
+        return -0.5 * torch.log(low + (high - low) * (1 - torch.rand(shape, generator=generator)))
+    if law.law == "hippo":
+        return _spread(_hippo_frequencies(shape[_axis(shape)]), shape)
     if law.law == "dt":
         step = _log_uniform(1e-3, 0.1, shape, generator).clamp(min=1e-4)
         return step + torch.log(-torch.expm1(-step))  # softplus^-1(step)
@@ -119,6 +130,19 @@ def _sample(law: Initial, shape: tuple[int, ...], generator: torch.Generator, de
 def _log_uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     place = torch.rand(shape, generator=generator)
     return (math.log(low) + place * (math.log(high) - math.log(low))).exp()
+
+
+def _hippo_frequencies(count: int) -> Tensor:
+    """Return the positive imaginary parts of the eigenvalues of HiPPO-N, of 2 ``count`` states; real parts are -1/2.
+
+    HiPPO-N is -1/2 plus the skew-symmetric matrix of entries sqrt(n + 1/2) sqrt(m + 1/2), positive above the diagonal
+    (S4D, arXiv:2206.11893, section 2.1; S5, arXiv:2208.04933, appendix B.1.1).
+    """
+    root = (torch.arange(2 * count, dtype=torch.float64) + 0.5).sqrt()
+    outer = root[:, None] * root
+    skew = outer.triu(1) - outer.tril(-1)
+    frequencies: Tensor = torch.linalg.eigvalsh(torch.complex(torch.zeros_like(skew), -skew))
+    return frequencies[count:].float()
 
 
 def _axis(shape: tuple[int, ...]) -> int:

@@ -101,6 +101,8 @@ class GateModule(Declared):
         }
         factors = dict(gates_of(self.gate)) if aspect == "log_value" else {}
         for name, module in self.inner.items():
+            if name in self.gate.starting:
+                continue
             if name in self.gate.factors and name in factors and _has_log(factors[name]):
                 given[f"log.{name}"] = module(streams, carry, known, aspect="log_value")
                 given[name] = given[f"log.{name}"].exp()
@@ -117,6 +119,15 @@ class GateModule(Declared):
         if needed.shape[1] == length * self.rows:  # it has one row a step already
             return needed.reshape(needed.shape[0], length, -1, *needed.shape[3:])
         return needed.repeat(1, 1, self.rows, 1, 1)
+
+    def start(self, streams: Streams, carry: Carry, known: Mapping[str, Tensor]) -> None:
+        """Take the value of the gate that this one starts as, where there is one; so do the gates inside."""
+        for name, module in self.inner.items():
+            if name in self.gate.starting:
+                value = module(streams, carry, known)[0, 0].expand(self.sizes)
+                self.raw.copy_(self.gate.parameter_of(value))  # type: ignore[operator, attr-defined]
+            else:
+                module.start(streams, carry, known)  # type: ignore[operator]
 
     def before_law(self, streams: Streams, carry: Carry) -> Tensor:
         """Return what the gate's own law would take, [B, T, H, 1 or K, 1 or V] in its source's dtype."""

@@ -11,16 +11,21 @@ from torch import Tensor, nn
 
 from archspec.blocks.carry import Carry
 from archspec.blocks.declared import Declared, Named
-from archspec.blocks.gating import GateModule
+from archspec.blocks.gating import Aspect, GateModule
+from archspec.blocks.learned import MemoryWeights, OutputModule
 from archspec.blocks.projection import NormModule, ProjectionModule, StreamModule
 from archspec.blocks.reading import expand_heads, read_only
 from archspec.blocks.recurrence import recurrence
 from archspec.blocks.rule import MemoryState, Quantities, initial_state
 from archspec.declarations import stream_widths
+from archspec.families import starting_needs
 from archspec.initial import FAN_IN, Initial, Parameter
 from archspec.pieces import readout_gate
 from archspec.rule import Rule
 from archspec.schema import MemoryMixer
+
+UNLAID = " of pairs"
+"""Ends the names under which a retention's gates are known as they are, before they are laid on all channels."""
 
 
 class Form(Protocol):
@@ -57,24 +62,6 @@ class Routing:
             taken = self.taken[:, :, None, None, None] > 0
             found["retention.gate"] = torch.where(taken, log_decay, torch.zeros_like(log_decay))
         return found
-
-
-class MemoryWeights(Declared):
-    """The learned start weights of a memory and the parameters of its network."""
-
-    def __init__(self, rule: Rule) -> None:
-        super().__init__()
-        self.start_names = tuple(rule.memory.initial(rule.dims))
-        self.declare({**rule.memory.initial(rule.dims), **rule.memory.parameters(rule.dims)})
-
-    def start(self) -> dict[str, Tensor]:
-        """Return the start weights by weight name."""
-        values = self.values()
-        return {name: values[name] for name in self.start_names}
-
-    def network(self) -> dict[str, Tensor]:
-        """Return the network's own parameters by name."""
-        return {name: tensor for name, tensor in self.values().items() if name not in self.start_names}
 
 
 class MemoryMixerModule(Declared):
@@ -154,7 +141,12 @@ class MemoryMixerModule(Declared):
         self.norm = NormModule(norm, width, dims.num_heads) if norm is not None else None
         self.gate_activation = readout_gate(config.readout, width)
         inner = dims.num_heads * dims.value_dim
-        self.declare({"output": Parameter((inner, model_dim), FAN_IN, decayed=True)})
+        if not config.stages:
+            self.declare({"output": Parameter((inner, model_dim), FAN_IN, decayed=True)})
+        self.output_stages = nn.ModuleList()
+        for stage in config.stages:
+            self.output_stages.append(OutputModule(stage, inner, model_dim))
+            inner = stage.width(inner, model_dim)
         if config.prefix:
             self.declare({"prefix": Parameter((config.prefix, model_dim), Initial(normal=0.02))})
 
@@ -180,7 +172,7 @@ class MemoryMixerModule(Declared):
         streams["query"] = query.flatten(2)
         gates = self._gates(streams, {"query": query}, carry, below="readout.")
         read = read_only(self.rule, self._untouched(query), state, query)
-        return self._readout(read, streams, gates) @ self.output
+        return self.project(self._readout(read, streams, gates), x)
 
     def initial_state(self, x: Tensor) -> MemoryState:
         """Return the state before the first token, for the batch, dtype and device of x [B, T, D]."""
@@ -198,7 +190,15 @@ class MemoryMixerModule(Declared):
         return streams
 
     def _mix(self, x: Tensor, carry: Carry) -> Tensor:
-        return self.read_out(x, carry) @ self.output
+        return self.project(self.read_out(x, carry), x)
+
+    def project(self, read: Tensor, x: Tensor) -> Tensor:
+        """Return the mixer's output [B, T, D] from its read-out [B, T, H V] and x [B, T, D], what it was given."""
+        if not self.config.stages:
+            return read @ self.output
+        for stage in self.output_stages:
+            read = stage(read, x)
+        return read
 
     def without_output(self) -> None:
         """Drop the output projection, for compositions that project once after combining what ``read_out`` returns."""
@@ -311,20 +311,39 @@ class MemoryMixerModule(Declared):
         """Return a quantity by its path, from ``known``, to which are added it and what it is derived from."""
         if path in known:
             return known[path]
-        owner, _, aspect = path.rpartition(".")
-        is_step = aspect == "token_step"
-        module: GateModule = self.gates[(owner if is_step else path).replace(".", "/")]  # type: ignore[assignment]
+        owner = path.removesuffix(".token_step")
+        aspect: Aspect = "token_step" if owner != path else "log_value" if path == "retention.gate" else "value"
+        module: GateModule = self.gates[owner.replace(".", "/")]  # type: ignore[assignment]
         for needed in module.gate.all_needs():
             self._evaluated(needed, streams, carry, known)
-        if is_step:
-            known[path] = module(streams, carry, known, aspect="token_step")
-        else:
-            value = module(streams, carry, known, aspect="log_value" if path == "retention.gate" else "value")
-            # What is derived from a decay that is laid out already has all channels.
-            whole = value.shape[-2] in (1, self.dims.key_dim) and value.shape[-1] in (1, self.dims.value_dim)
-            owned = path.startswith("retention.") and not whole
-            known[path] = self.rule.retention.laid_out(value) if owned else value
+        found = module(streams, carry, self._seen_from(path, known), aspect=aspect)
+        known[path] = self._laid_out(found)
+        if path.startswith("retention."):
+            known[path + UNLAID] = found
         return known[path]
+
+    def _seen_from(self, path: str, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the gate at ``path`` knows: the retention's see each other with one value for each pair."""
+        if not path.startswith("retention."):
+            return dict(known)
+        return {**known, **{name.removesuffix(UNLAID): x for name, x in known.items() if name.endswith(UNLAID)}}
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Let gates that start as others do take the values that those have for a zero input."""
+        widths = stream_widths(self.config, self.config.projected_dims(self.dims.model_dim))
+        streams = {name: torch.zeros(1, 1, width) for name, width in widths.items()}
+        for path, gate in self.config.named_gates():
+            known: dict[str, Tensor] = {}
+            for needed in starting_needs(gate):
+                self._evaluated(needed, streams, Carry(None, 0), known)
+            module: GateModule = self.gates[path.replace(".", "/")]  # type: ignore[assignment]
+            module.start(streams, Carry(None, 0), self._seen_from(path, known))
+
+    def _laid_out(self, gate: Tensor) -> Tensor:
+        """Return a gate on the axes of the head, where it has one value for each pair of their channels."""
+        whole = gate.shape[-2] in (1, self.dims.key_dim) and gate.shape[-1] in (1, self.dims.value_dim)
+        return gate if whole else self.rule.retention.laid_out(gate)
 
     def _stepped(self, path: str, gate: Tensor) -> Tensor:
         """Give all steps of a token the same value of a gate that has one a token (a named or derived one)."""

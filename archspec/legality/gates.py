@@ -46,7 +46,7 @@ def _token_step(context: Context) -> Iterator[Finding]:
     for path, gate in fitting.every_gate(context.mixer):
         if "retention.gate" in gate.needs() and context.mixer.retention.decay_gate is None:
             yield tuple(path.split(".")), f"{gate.kind} follows the retention's decay, and nothing decays here."
-        if "retention.gate" in gate.needs() and path.startswith("retention.") and path.count(".") > 1:
+        if "retention.gate" in gate.needs() and path.startswith("retention.gate."):
             yield tuple(path.split(".")), f"{gate.kind} follows the decay that it is part of; use a gate of its own."
         if "retention.gate.token_step" not in gate.needs():
             continue

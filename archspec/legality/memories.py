@@ -152,6 +152,8 @@ def _pairs(context: Context) -> Iterator[Finding]:
         yield ("retention",), f"{retention.kind} turns pairs of a plain matrix's channels; use memory matrix, or decay."
     if mixer.update.kind == "conjugate_gradient":
         yield ("retention",), "conjugate_gradient solves for real statistics that only fade; use decay."
+    if mixer.update.kind == "implicit" and getattr(retention, "gain", None) is not None:
+        yield ("retention", "gain"), "the implicit step minimises its objective as it is; a factor on it would not."
     if mixer.update.kind == "implicit" and getattr(retention, "discretization", "exact") != "exact":
         message = "the implicit step minimises its objective as it is; a factor on it would not: use exact."
         yield ("retention", "discretization"), message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
@@ -34,12 +34,17 @@ class Learned(Gate, kind="learned"):
         init: law of p itself, before the activation.
         activation: act.
         floor: added after the activation.
+        init_of: ``parameter``; or ``value``, for which ``init`` is the law of exp(p) (activation exp only).
+        start: a gate without parameters whose value when the model is made is this gate's (activation none or exp).
     """
 
     activation: Activation = "none"
     floor: Number = 0.0
+    init_of: Literal["parameter", "value"] = "parameter"
+    start: Gate | None = None
 
     has_source: ClassVar[bool] = False
+    starting: ClassVar[tuple[str, ...]] = ("start",)
 
     @model_validator(mode="after")
     def _has_no_source(self) -> Learned:
@@ -52,6 +57,22 @@ class Learned(Gate, kind="learned"):
             )
         return self
 
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> Learned:
+        if self.init_of == "value" and (self.activation != "exp" or not (self.init or ONES).is_positive):
+            raise PydanticCustomError(
+                "learned_value", "'init_of: value' is for activation exp and a law of numbers above zero."
+            )
+        if self.start is None:
+            return self
+        if self.init is not None or self.activation not in ("none", "exp") or self.start.has_source:
+            raise PydanticCustomError(
+                "learned_start",
+                "'start' takes the place of 'init', for activation none or exp, and reads no token: use a gate that is "
+                "derived from others, such as 'normalizing'.",
+            )
+        return self
+
     @property
     def value_range(self) -> tuple[float, float]:
         low, high = _RANGES.get(self.activation, (-math.inf, math.inf))
@@ -59,7 +80,12 @@ class Learned(Gate, kind="learned"):
         return ends[0], ends[1]
 
     def parameters(self, dims: HeadDims) -> Parameters:
-        return {"raw": Parameter((dims.num_heads, *gate_size(self.per, dims)), self.init or ONES)}
+        shape = (dims.num_heads, *gate_size(self.per, dims))
+        return {"raw": Parameter(shape, self.init or ONES, logarithm=self.init_of == "value")}
+
+    def parameter_of(self, value: Tensor) -> Tensor:
+        """Return the p at which the gate, before ``scale``, has a value."""
+        return (value - self.floor).log() if self.activation == "exp" else value - self.floor
 
     def value(self, z: Tensor, known: Mapping[str, Tensor]) -> Tensor:
         from archspec.blocks.activation import activate

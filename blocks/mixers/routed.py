@@ -244,6 +244,8 @@ def _expert_findings(of: MemoryMixer) -> Iterator[Finding]:
         yield ("of", "update", "anchor", "reduce"), "a mean over a chunk counts tokens that are not taken; use 'sum'."
     if of.bias.window is not None:
         yield ("of", "bias", "window"), "a window holds tokens that are not taken; remove it."
+    if of.stages:
+        yield ("of", "output"), "what the memories return is combined before one linear map; remove 'output'."
     if of.prefix:
         yield ("of", "prefix"), "learned tokens have no router to choose for them; remove 'prefix'."
     for name in PROJECTIONS:

@@ -28,6 +28,7 @@ class ComplexDecay(Retention, kind="complex_decay"):
         phase: Im a, radians a token.
         pairs: the axis that is halved: channel i and channel i + half are the real and imaginary part of pair i.
         discretization: see above.
+        gain: a factor on b, per head or per pair; absent is 1.
 
     The query [Re c, -Im c] reads Re(c h). Gates per channel of the halved axis have one value a pair.
 
@@ -38,6 +39,7 @@ class ComplexDecay(Retention, kind="complex_decay"):
     phase: Gate
     pairs: Literal["key", "value"] = "key"
     discretization: Literal["exact", "zoh", "bilinear"] = "exact"
+    gain: Gate | None = None
 
     turns: ClassVar[bool] = True
 
@@ -62,11 +64,11 @@ class ComplexDecay(Retention, kind="complex_decay"):
         return torch.cat([gate, gate], dim=self.axis) if gate.shape[self.axis] > 1 else gate
 
     def keep(self, weight: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
-        factor, _ = self.factors(gates["gate"], gates["phase"])
+        factor, _ = self.factors(gates)
         return self.to_real(factor * self.to_complex(weight))
 
     def receive(self, increment: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
-        _, written = self.factors(gates["gate"], gates["phase"])
+        _, written = self.factors(gates)
         return increment if written is None else self.to_real(written * self.to_complex(increment))
 
     def to_complex(self, x: Tensor) -> Tensor:
@@ -82,17 +84,21 @@ class ComplexDecay(Retention, kind="complex_decay"):
 
         return torch.cat([z.real, z.imag], dim=self.axis)
 
-    def factors(self, log_decay: Tensor, phase: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return lambda and b of every pair for a = log_decay + i phase, as laid out; b is None where it is 1."""
+    def factors(self, gates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return lambda and b of every pair from the retention's gates, as laid out; b is None where it is 1."""
         import torch
 
-        a = torch.complex(*self.exponents(log_decay, phase))
+        a = torch.complex(*self.exponents(gates["gate"], gates["phase"]))
+        gain = gates["gain"].chunk(2, dim=self.axis)[0] if "gain" in gates else None
+        factor, written = a.exp(), None
         if self.discretization == "bilinear":
             written = 1 / (1 - a / 2)
-            return (1 + a / 2) * written, written
-        if self.discretization == "exact":
-            return a.exp(), None
-        return a.exp(), _held(a)
+            factor = (1 + a / 2) * written
+        elif self.discretization == "zoh":
+            written = _held(a)
+        if gain is None:
+            return factor, written
+        return factor, gain * torch.ones_like(a) if written is None else gain * written
 
     def exponents(self, log_decay: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
         """Return the real and imaginary part of a for every pair, of one shape."""

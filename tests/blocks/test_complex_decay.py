@@ -93,13 +93,13 @@ def test_zero_order_hold_is_exact_integration() -> None:
     """With u constant, h' = A h + u over one token of length D, from 0, gives (exp(D A) - 1) / A u."""
     retention: Any = load(document(discretization="zoh")).blocks["main"].mixer.retention  # type: ignore[attr-defined]
     gate, phase = torch.tensor([[[-0.3], [-0.3]]]).double(), torch.tensor([[[2.0], [2.0]]]).double()
-    factor, written = retention.factors(gate, phase)
+    factor, written = retention.factors({"gate": gate, "phase": phase})
     steps = 20000
     h, small = torch.zeros_like(factor), torch.complex(torch.tensor(-0.3), torch.tensor(2.0)) / steps
     for _ in range(steps):
         h = h + small * h + 1 / steps
     assert float((h - written).abs().max()) < 1e-4  # Euler's error is of the order of |a|^2 / steps
-    still = retention.factors(torch.zeros(1, 2, 1).double(), torch.zeros(1, 2, 1).double())[1]
+    still = retention.factors({name: torch.zeros(1, 2, 1).double() for name in ("gate", "phase")})[1]
     close(still.real, torch.ones(1, 1, 1).double())
 
 

@@ -110,6 +110,39 @@ MIXERS: dict[str, dict[str, Any]] = {
         "key": {"kind": "complement"},
         "retention": {"kind": "decay", "gate": "gdn"},
     },
+    "output stages": {
+        **LINEAR,
+        "output": ["silu", {"kind": "linear", "offset": 0}, {"kind": "skip", "init": 0.5}, "gelu", "glu"],
+        "prefix": 1,
+    },
+    "no map at the output": {
+        **ATTENTION,
+        "value_dim": 4,
+        "output": ["skip", {"kind": "activation", "function": "tanh"}],
+    },
+    "a gain and a step of pairs": {
+        **LINEAR,
+        "retention": {
+            "kind": "complex_decay",
+            "gate": {"kind": "ssd", "per": "key"},
+            "phase": {"kind": "product", "first": "dt", "second": {"kind": "learned", "per": "key"}},
+            "discretization": "bilinear",
+            "gain": {"kind": "learned", "per": "key", "start": "normalizing"},
+        },
+        "update": {"kind": "gradient_descent", "step_size": "dt"},
+    },
+    "a gain outside the scan": {
+        **LINEAR,
+        "bias": "l2",
+        "retention": {
+            "kind": "complex_decay",
+            "pairs": "value",
+            "gate": {"kind": "sigmoid", "per": "value"},
+            "phase": {"kind": "linear", "per": "value"},
+            "gain": {"kind": "sigmoid", "per": "value"},
+        },
+        "update": {"kind": "gradient_descent", "step_size": 0.3},
+    },
     "a vector": {
         **VECTOR,
         "value": {"conv": 3, "activation": "silu"},
@@ -332,6 +365,40 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
             "a complement projection reads no token: remove conv, or use kind 'linear'.",
         ),
         (
+            {**LINEAR, "output": ["skip", "linear"]},
+            "output[0]: skip takes 8 channels, and 12 come in; put 'linear' first.",
+        ),
+        ({**LINEAR, "output": "gelu"}, "output: 12 channels come out and the model has 8; end with 'linear' or 'glu'."),
+        ({**LINEAR, "output": "elu"}, "unknown output stage 'elu'; known: activation, glu, linear, skip."),
+        (
+            {**LINEAR, "readout": {"gate": {"kind": "learned", "start": "sigmoid"}}},
+            "'start' takes the place of 'init', for activation none or exp, and reads no token",
+        ),
+        (
+            {**LINEAR, "readout": {"gate": {"kind": "learned", "init_of": "value"}}},
+            "'init_of: value' is for activation exp and a law of numbers above zero.",
+        ),
+        (
+            {
+                **LINEAR,
+                "bias": "l2",
+                "retention": {"kind": "complex_decay", "gate": 0.9, "phase": 1, "gain": 0.5},
+                "update": "implicit",
+            },
+            "retention.gain: the implicit step minimises its objective as it is; a factor on it would not.",
+        ),
+        (
+            {
+                "kind": "routed",
+                "experts": 2,
+                "of": {"memory": "matrix", "update": "gradient_descent", "output": "glu"},
+                "key_dim": None,
+                "value_dim": None,
+                "num_heads": None,
+            },
+            "of.output: what the memories return is combined before one linear map; remove 'output'.",
+        ),
+        (
             {**VECTOR, "qk": {"norm": "l2"}, "key_dim": 4},
             "memory vector is written and read as a whole: remove 'qk', or use 'matrix'.",
         ),
@@ -498,3 +565,19 @@ def test_a_solved_regression_recalls_what_it_was_given() -> None:
     keys = torch.eye(4, dtype=torch.float64)[None, :, None].expand(1, 4, 2, 4)
     values = torch.randn(1, 4, 2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(mixer.associate(keys, values, keys), values, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gate_that_starts_as_another_takes_its_value_and_then_learns_by_itself() -> None:
+    gain = {"kind": "learned", "per": "value", "activation": "exp", "start": "normalizing"}
+    decay = {"kind": "ssd", "step": 1, "rate": {"per": "value", "init": {"uniform": [0.1, 1]}}}
+    retention = {"kind": "complex_decay", "pairs": "value", "gate": decay, "phase": 1, "gain": gain}
+    mixer: Any = compile(load(document({**VECTOR, "retention": retention}))).layers[0].mixer  # type: ignore[union-attr]
+    rate, raw = (mixer.get_parameter(f"gates.retention/{name}") for name in ("gate.log_rate", "gain.raw"))
+    assert raw.shape == rate.shape == (2, 1, 3)
+    torch.testing.assert_close(raw.exp(), (1 - (-2 * rate.exp()).exp()).sqrt())
+    before = raw.detach().clone()
+    with torch.no_grad():
+        rate.add_(1)
+    mixer(torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0)), Carry(None, 0)).sum().backward()
+    assert raw.grad.norm() > 0
+    assert torch.equal(raw, before)

@@ -97,7 +97,7 @@ STEPS = {"kind": "multi_step", "steps": 2}
         ),
         (
             {"readout": {"gate": {"kind": "silu", "offset": "fan_in"}}},
-            "an offset is a vector, and fan_in is a law of matrices; use a number, 'dt', 'by_depth' or a range.",
+            "an offset is a vector, and fan_in is no law of vectors; use a number, 'dt', 'by_depth' or a range.",
         ),
         (
             {"retention": {"kind": "decay", "gate": {"kind": "ssd", "rate": {"init": {"normal": 1.0}}}}},

@@ -96,6 +96,7 @@ TRUE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**KV, "qk": {"position": "alibi"}, "retention": decay(1)},
         {**KV, "retention": decay("alibi")},
     ),
+    "one linear map at the output": ({"output": "linear"}, {}),
     "a vector and a matrix of one row": (VECTOR, ONE_ROW),
     "a learned vector under a decay of its channels": (
         {**VECTOR, "memory": {"kind": "vector", "initial": "learned"}, "retention": decay(PER_VALUE)},
@@ -145,6 +146,7 @@ TEMPTING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"qk": {"norm": "l2"}},
     ),
     "alibi and a decay of another law": ({**KV, "qk": {"position": "alibi"}}, {**KV, "retention": decay("retnet")}),
+    "an output with an offset and one without": ({"output": {"kind": "linear", "offset": 0}}, {}),
     "alibi and rope": ({**KV, "qk": {"position": "alibi"}}, {**KV, "qk": {"position": "rope"}}),
     "kl and decay": ({"retention": {"kind": "kl", "gate": 0.5}}, {"retention": decay(0.5)}),
 }

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from .plain import Parameters, hold
-from .state_spaces import continuous, unrolled
+from .state_spaces import continuous, gated_linear_unit, unrolled
 
 NARROW = """blocks: {main: {mixer: {num_heads: 64, key_dim: 8, key: {parts: [
   {kind: constant, value: 1, dim: 4}, {kind: constant, value: 0, dim: 4}]}}}}"""
 
 
 def s4d(x: Tensor, p: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
-    """h = exp(D A) h + (exp(D A) - 1) / A u;  y = 2 Re(C h) + skip u, for all channels [B, T, d, N]."""
+    """h = exp(D A) h + (exp(D A) - 1) / A u;  y = 2 Re(C h) + skip u [B, T, d] from h [B, T, d, N]; GELU and GLU."""
     delta = torch.exp(p["gates.gates/delta.raw"])  # [d, 1, 1]
     factor, held = continuous(p, delta, 1)
     h = unrolled(factor, held * x[..., None])
@@ -22,7 +22,7 @@ def s4d(x: Tensor, p: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
     c = torch.complex(read[:, :4], -read[:, 4:])
     y = 2 * (c * h).sum(-1).real + p["gates.readout/skip/gate.raw"].flatten() * x
     last = h[:, -1]
-    return y @ p["output"], {"dual.w": torch.cat([last.real, last.imag], dim=-1)[..., None]}
+    return gated_linear_unit(y, p, 1), {"dual.w": torch.cat([last.real, last.imag], dim=-1)[..., None]}
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

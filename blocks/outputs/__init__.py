@@ -1,0 +1,1 @@
+"""Output stages: what stands between a memory's read-out and the residual stream. One file a choice."""
