@@ -95,19 +95,14 @@ CASES = (
     Case("log_decay", "bfloat16", "key", _MODEL, "_decay_backward#0"),
     Case("delta_step", "bfloat16", "key", _DECODED, "_step_kernel#0"),
     Case("delta_step", "bfloat16", "token", _DECODED, "_step_kernel#0"),
-    Case("delta", "bfloat16", "none", _USUAL, "_delta_core#0"),
     *(
-        Case("delta", dtype, gate, shape, kernel)
+        Case("delta", dtype, gate, shape, f"{kernel}#0")
         for dtype, gate, shape in (
             ("bfloat16", "none", _USUAL), ("bfloat16", "token", _USUAL), ("bfloat16", "key", _USUAL),
             ("bfloat16", "none", _WIDE), ("float32", "none", _USUAL), ("float32", "none", _WIDE),
         )
-        for kernel in ("_delta_forward#0", "_delta_backward#0")
+        for kernel in ("_delta_core", "_delta_forward", "_delta_backward", "_chunk_states", "_delta_gradients")
     ),
-    *(Case("delta", "bfloat16", "none", _USUAL, f"_sweep#{n}") for n in range(3)),
-    Case("delta", "bfloat16", "token", _USUAL, "_sweep#1"),
-    Case("delta", "bfloat16", "none", _WIDE, "_sweep#1"),
-    Case("delta", "float32", "none", _WIDE, "_sweep#1"),
 )  # fmt: skip
 
 
@@ -140,8 +135,8 @@ def _delta(case: Case) -> None:
     beta = torch.empty(v.shape[:3], device="meta")
     scale = q.shape[-1] ** -0.5
     with patch.object(call, "_num_multiprocessors", lambda _: NUM_MULTIPROCESSORS):
-        o, final, errors, writes, core = fused._forward_impl(q, k, v, beta, g, None, None, scale)
-        fused._backward_impl(o, None, q, k, v, beta, g, None, None, final, errors, writes, core, scale)
+        o, _, errors, writes, core, units = fused._forward_impl(q, k, v, beta, g, None, None, scale)
+        fused._backward_impl(o, None, q, k, v, beta, g, None, None, errors, writes, core, units, scale)
 
 
 def _convolution(case: Case) -> None:

@@ -31,8 +31,7 @@ def make(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Random inputs in ``dtype`` (strengths, gates and state fp32): unit keys, strengths up to 2.
 
-    ``strong`` mixes decays to exp(-20) and alpha = 0. With 16 key channels strengths end at 1: up to 2, a chunk
-    overwrites such a memory four times over and bf16 leaves 0.007 of outputs.
+    ``strong`` mixes decays to exp(-20) and alpha = 0.
     """
     generator = torch.Generator(device).manual_seed(T)
     real = functools.partial(torch.randn, generator=generator, device=device)
@@ -40,9 +39,7 @@ def make(
     inputs = {"q": real(batch, T, H, K), "k": real(batch, T, H, K), "v": real(batch, T, HV, V)}
     inputs["k"] = torch.nn.functional.normalize(inputs["k"], dim=-1)
     inputs = {name: x.to(dtype) for name, x in inputs.items()}
-    inputs["beta"] = (1 if K == 16 and dtype == torch.bfloat16 else 2) * torch.rand(
-        batch, T, HV, generator=generator, device=device
-    )
+    inputs["beta"] = 2 * torch.rand(batch, T, HV, generator=generator, device=device)
     inputs["initial_state"] = real(num_states, HV, K, V)
     shape = {"head": (HV,), "token": (batch, T, HV), "key": (batch, T, HV, K)}.get(gate)
     if shape is not None:
@@ -111,6 +108,27 @@ def test_interpreted_like_keys(triton_errors: Errors) -> None:
     check(triton_errors(delta_rule, inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
 
 
+def long_keys(
+    T: int, dims: tuple[int, int], gate: str, dtype: torch.dtype, device: str, length: float
+) -> dict[str, Tensor]:
+    """Keys and values of about ``length``, keys up to four times shorter or longer; strengths that contract."""
+    inputs = make(T, (1, 1), dims, gate, dtype, device, 1, 1)
+    generator = torch.Generator(device).manual_seed(T)
+    factor = length * 4 ** (2 * torch.rand(1, T, 1, 1, generator=generator, device=device) - 1)
+    inputs["k"] = (inputs["k"] * factor).to(dtype)
+    inputs["beta"] = inputs["beta"] / inputs["k"].float().square().sum(-1)
+    inputs["v"] = (inputs["v"] * length).to(dtype)
+    return inputs
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gate", ["none", "token"])
+def test_interpreted_long_keys(gate: str, triton_errors: Errors) -> None:
+    """Products of two keys pass fp16's largest number, 65,504, in what the inverse is kept in."""
+    inputs = long_keys(70, (16, 16), gate, torch.float16, "cpu", 1000.0)
+    check(triton_errors(delta_rule, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+
+
 UNSERVED = [
     ({"order": "together"}, "order='together'"),
     ({"read_key": torch.ones(1, 3, 1, 16)}, "a separate read_key"),
@@ -157,6 +175,14 @@ def test_on_the_card_grouped_and_packed(gate: str, triton_errors: Errors) -> Non
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_on_the_card_strong_decay(gate: str, dtype: torch.dtype, triton_errors: Errors) -> None:
     inputs = make(2000, (2, 2), (128, 128), gate, dtype, "cuda", 2, 2, strong=True)
+    check(triton_errors(delta_rule, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_on_the_card_long_keys(gate: str, dtype: torch.dtype, triton_errors: Errors) -> None:
+    inputs = long_keys(1000, (128, 128), gate, dtype, "cuda", 1000.0)
     check(triton_errors(delta_rule, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
 
 
