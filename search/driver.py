@@ -372,8 +372,8 @@ class Driver:
                 self._dispatcher.step(POLL_S)
 
     def _check(self) -> None:
-        self._watch.write(self.run)
         """Between any two steps: make what was logged durable from time to time, and stop when it is time."""
+        self._watch.write(self.run)
         if time.monotonic() - self._committed > COMMIT_S:
             self._log.commit()
             self._study.commit()
