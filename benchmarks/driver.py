@@ -4,12 +4,13 @@
     python -m benchmarks.driver --simulate 100,1000 --seconds 120
 
 Overhead is all that a trial costs besides its evaluation: propose, canonicalise, constrain, store, submit, record,
-tell. At n trials it is the median over the last tenth of them before n. CPU time is the driver's own; wall time
-includes waiting for the disk and for whoever else uses the machine. Stock Optuna stands beside it: ask, the same
-parameters, tell, over a journal.
+tell, and the draws that were rejected before it. At n trials it is the median over the last tenth of them before n,
+with the range that two thirds of those trials lie in, and their mean. CPU time is the driver's own; wall time includes
+waiting for the disk and for whoever else uses the machine, as the load average says. Stock Optuna stands beside it
+under ``stock``, ``stock-tpe``, ...: ask, eight parameters like the search's, tell, over a journal, and nothing else.
 
-Simulated workers take 1 to 30 s an evaluation, uniformly; utilisation is their busy time over all time, from when the
-last of them was first busy to the end.
+Simulated workers take 1 to 30 s an evaluation, uniformly, and live in a process of their own; utilisation is their
+busy time over all time, from when the last of them was first busy to the end.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import multiprocessing
 import os
+import platform
 import random
 import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
 from itertools import pairwise
+from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 from typing import Any
 
 import optuna
@@ -32,8 +39,9 @@ import optuna
 from archspec.search.driver import Driver, Limits
 from archspec.search.eventlog import Event
 from archspec.search.executors import Outcome, Request
-from archspec.search.rundir import RunFolder
+from archspec.search.rundir import RunFolder, available_cores
 from archspec.search.searchfile import load_search_file
+from benchmarks.kernels import current_commit
 
 SEARCH = """
 study: overhead
@@ -61,56 +69,104 @@ cost: {measure: false}
 NAMES = ("key", "trial", "stage", "rung", "kind", "hash", "spec", "plan")
 
 
-class Simulated:
-    """Workers that answer after a while, or at once, with made-up scores. The time they take is not the driver's."""
+def write_result(request: Request, quality: float, wall_s: float) -> None:
+    """Leave what a worker would, with made-up scores."""
+    score = {"recall/accuracy": {"mean": quality, "spread": 0.0, "interval": None, "n": 1}}
+    score["recall/loss_nats"] = score["recall/accuracy"]
+    value = {"scores": score, "validation": score, "learning_rate": 1e-3, "tokens_per_s": 1.0}
+    result: dict[str, Any] = {name: request[name] for name in NAMES}
+    result |= {"status": "ok", "reason": "", "value": value, "started": time.time(), "wall_s": wall_s}
+    path = Path(request["results"]) / f"{request['key']}.json"
+    path.with_suffix(".part").write_text(json.dumps(result))
+    path.with_suffix(".part").replace(path)
 
-    def __init__(self, capacity: int, longest_s: float) -> None:
-        self.capacity, self._longest = capacity, longest_s
+
+class Instant:
+    """A worker that answers at once. The time that takes is not the driver's."""
+
+    capacity = 1
+
+    def __init__(self) -> None:
         self._draw = random.Random(0)
-        self._due: list[tuple[float, str]] = []
+        self._done: list[str] = []
         self.own_wall, self.own_cpu = 0.0, 0.0
-        self.busy: list[tuple[float, float]] = []
 
     def submit(self, request: Request) -> None:
-        """Write the result and keep its key until it is due."""
+        """Write the result."""
         wall, cpu = time.perf_counter(), time.process_time()
-        took = self._draw.uniform(1.0, self._longest) if self._longest else 0.0
-        score = {"recall/accuracy": {"mean": self._draw.random(), "spread": 0.0, "interval": None, "n": 1}}
-        score["recall/loss_nats"] = score["recall/accuracy"]
-        value = {"scores": score, "validation": score, "learning_rate": 1e-3, "tokens_per_s": 1.0}
-        result: dict[str, Any] = {name: request[name] for name in NAMES}
-        result |= {"status": "ok", "reason": "", "value": value, "started": time.time(), "wall_s": took}
-        (Path(request["results"]) / f"{request['key']}.json").write_text(json.dumps(result))
-        heapq.heappush(self._due, (wall + took, request["key"]))
-        self.busy.append((wall, wall + took))
-        self._spent(wall, cpu)
+        write_result(request, self._draw.random(), 0.0)
+        self._done.append(request["key"])
+        self.own_wall += time.perf_counter() - wall
+        self.own_cpu += time.process_time() - cpu
 
     def wait(self, timeout_s: float) -> list[Outcome]:
-        """Return what is due, waiting for the first."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        if self._due and self._due[0][0] > wall:
-            time.sleep(min(timeout_s, self._due[0][0] - wall))
-        found = []
-        while self._due and self._due[0][0] <= time.perf_counter():
-            found.append(Outcome(heapq.heappop(self._due)[1], "finished"))
-        self._spent(wall, cpu)
+        """Return what was submitted."""
+        found, self._done = [Outcome(key, "finished") for key in self._done], []
         return found
 
     def cancel(self, key: str) -> None:
         """Forget one."""
-        self._due = [item for item in self._due if item[1] != key]
+        self._done = [each for each in self._done if each != key]
 
     def shutdown(self) -> None:
         """Forget all."""
-        self._due.clear()
+        self._done.clear()
 
-    def _spent(self, wall: float, cpu: float) -> None:
-        self.own_wall += time.perf_counter() - wall
-        self.own_cpu += time.process_time() - cpu
+
+class Fleet:
+    """Workers whose evaluations take 1 s to ``longest_s``, uniformly; one process of their own stands for all."""
+
+    def __init__(self, capacity: int, longest_s: float) -> None:
+        self.capacity, self._longest = capacity, longest_s
+        self._draw = random.Random(0)
+        self.busy: list[tuple[float, float]] = []
+        self.own_wall, self.own_cpu = 0.0, 0.0
+        context = multiprocessing.get_context("fork")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_evaluate, args=(theirs, self._connection), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def submit(self, request: Request) -> None:
+        """Hand an evaluation over."""
+        began, took = time.perf_counter(), self._draw.uniform(1.0, self._longest)
+        self._connection.send((began + took, took, self._draw.random(), dict(request)))
+        self.busy.append((began, began + took))
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """Return what is done, waiting for the first."""
+        found: list[Outcome] = []
+        while self._connection.poll(0.0 if found else timeout_s):
+            found.append(Outcome(self._connection.recv(), "finished"))
+        return found
+
+    def cancel(self, key: str) -> None:
+        """There is none to cancel: no evaluation fails."""
+
+    def shutdown(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join()
+
+
+def _evaluate(connection: Connection, drivers: Connection) -> None:
+    """Answer each evaluation when it is due, until the driver is gone."""
+    drivers.close()  # this process has a copy, which would keep it open
+    due: list[tuple[float, float, float, Request]] = []
+    while True:
+        try:
+            if connection.poll(max(0.0, due[0][0] - time.perf_counter()) if due else None):
+                heapq.heappush(due, connection.recv())
+            while due and due[0][0] <= time.perf_counter():
+                _, took, quality, request = heapq.heappop(due)
+                write_result(request, quality, took)
+                connection.send(request["key"])
+        except (EOFError, OSError):
+            return
 
 
 def drive(
-    sampler: str, trials: int, executor: Simulated, overrides: list[str], timeout_s: float | None = None
+    sampler: str, trials: int, executor: Instant | Fleet, overrides: list[str], timeout_s: float | None = None
 ) -> list[tuple[float, float]]:
     """Run a search; return driver's (wall, CPU) seconds so far at each accepted proposal."""
     points: list[tuple[float, float]] = []
@@ -128,15 +184,25 @@ def drive(
     return points
 
 
-def stock(trials: int) -> list[tuple[float, float]]:
-    """Return the same for Optuna alone, with its random sampler."""
-    points = []
+STOCK: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
+    "stock": lambda: optuna.samplers.RandomSampler(seed=0),
+    "stock-qmc": lambda: optuna.samplers.QMCSampler(seed=0, warn_independent_sampling=False),
+    "stock-tpe": lambda: optuna.samplers.TPESampler(seed=0),
+    "stock-nsga2": lambda: optuna.samplers.NSGAIISampler(seed=0),
+    "stock-gp": lambda: optuna.samplers.GPSampler(seed=0),
+}
+
+
+def stock(name: str, trials: int) -> list[tuple[float, float]]:
+    """Return the same for Optuna alone."""
+    points, draw = [], random.Random(0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     with tempfile.TemporaryDirectory(prefix="archspec-driver-") as folder:
         backend = optuna.storages.journal.JournalFileBackend(str(Path(folder) / "journal.log"))
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),
-            sampler=optuna.samplers.RandomSampler(seed=0),
+            sampler=STOCK[name](),
             directions=["maximize", "minimize"],
         )
         for _ in range(trials):
@@ -144,34 +210,39 @@ def stock(trials: int) -> list[tuple[float, float]]:
             for number in range(7):
                 trial.suggest_categorical(f"choice{number}", ["0", "1", "2"])
             trial.suggest_float("expansion", 1.0, 4.0)
-            study.tell(trial, [0.0, 0.0])
+            study.tell(trial, [draw.random(), draw.random()])
             points.append((time.perf_counter(), time.process_time()))
     return points
 
 
 def overhead(name: str, points: list[tuple[float, float]], marks: list[int]) -> None:
-    """Print the median cost of a trial before each mark that was reached."""
+    """Print what a trial costs, over the last tenth of the trials before each mark that was reached."""
     for mark in marks:
         if mark <= len(points):
             part = points[mark - max(10, mark // 10) : mark]
-            wall, cpu = (
-                1000 * median(after[axis] - before[axis] for before, after in pairwise(part)) for axis in (0, 1)
-            )
-            print(f"| {name} | {mark:,} | {wall:.1f} | {cpu:.1f} |", flush=True)
+            cells = []
+            for axis in (1, 0):
+                low, _, middle, _, high = quantiles(
+                    (1000 * (after[axis] - before[axis]) for before, after in pairwise(part)), n=6, method="inclusive"
+                )
+                mean = 1000 * (part[-1][axis] - part[0][axis]) / (len(part) - 1)
+                cells.append(f"{middle:.1f} | {low:.1f} to {high:.1f} | {mean:.1f}")
+            print(f"| {name} | {mark:,} | {' | '.join(cells)} | {os.getloadavg()[0]:.1f} |", flush=True)
 
 
-def utilisation(workers: int, seconds: float) -> None:
+def utilisation(workers: int, seconds: float, sampler: str) -> None:
     """Print how busy simulated workers were."""
-    executor = Simulated(workers, 30.0)
-    drive("random", 10**6, executor, ["asynchronous=true"], seconds)
-    full = executor.busy[workers - 1][0] if len(executor.busy) >= workers else None
-    if full is None:
-        print(f"| {workers:,} | never all busy: {len(executor.busy)} evaluations in {seconds:.0f} s | |", flush=True)
+    fleet, cpu = Fleet(workers, 30.0), time.process_time()
+    drive(sampler, 10**6, fleet, ["asynchronous=true"], seconds)
+    cpu = 1000 * (time.process_time() - cpu) / len(fleet.busy)
+    load = os.getloadavg()[0]
+    if len(fleet.busy) < workers:
+        print(f"| {workers:,} | never all busy | | {len(fleet.busy)} | {cpu:.1f} | {load:.1f} |", flush=True)
         return
-    end = max(begun for begun, _ in executor.busy)
-    busy = sum(max(0.0, min(end, until) - max(full, begun)) for begun, until in executor.busy)
-    filled = full - executor.busy[0][0]
-    print(f"| {workers:,} | {busy / (workers * (end - full)):.1%} | {filled:.0f} |", flush=True)
+    full, end = fleet.busy[workers - 1][0], max(begun for begun, _ in fleet.busy)
+    busy = sum(max(0.0, min(end, until) - max(full, begun)) for begun, until in fleet.busy)
+    cells = [f"{busy / (workers * (end - full)):.1%}", f"{full - fleet.busy[0][0]:.0f}", f"{len(fleet.busy):,}"]
+    print(f"| {workers:,} | {' | '.join(cells)} | {cpu:.1f} | {load:.1f} |", flush=True)
 
 
 def main() -> int:
@@ -182,19 +253,20 @@ def main() -> int:
     parser.add_argument("--simulate", help="numbers of workers, instead of overheads")
     parser.add_argument("--seconds", type=float, default=120.0)
     args = parser.parse_args()
-    print(f"load average {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores")
+    print(f"`python -m benchmarks.driver {' '.join(sys.argv[1:])}`, commit {current_commit()}, ", end="")
+    print(f"Python {platform.python_version()}, optuna {version('optuna')}, {available_cores()} cores", end="")
+    print(f" (load {os.getloadavg()[0]:.1f} at the start)\n")
     if args.simulate:
-        print("| workers | utilisation | s until all were busy |\n|---|---|---|")
+        print("| workers | utilisation | s until all were busy | evaluations | driver's CPU ms each | load |")
+        print("|---|---|---|---|---|---|")
         for word in args.simulate.split(","):
-            utilisation(int(word), args.seconds)
+            utilisation(int(word), args.seconds, "random")
         return 0
     marks = sorted(int(word) for word in args.trials.split(","))
-    print("| sampler | at trials | wall ms a trial | CPU ms a trial |\n|---|---|---|---|")
+    print("| sampler | at trials | CPU ms a trial | two thirds lie in | mean | wall ms | two thirds | mean | load |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in args.samplers.split(","):
-        if name == "stock":
-            points = stock(marks[-1])
-        else:
-            points = drive(name, marks[-1], Simulated(1, 0.0), ["asynchronous=true"])
+        points = stock(name, marks[-1]) if name in STOCK else drive(name, marks[-1], Instant(), ["asynchronous=true"])
         overhead(name, points, marks)
     return 0
 
