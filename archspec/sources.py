@@ -10,6 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
@@ -253,9 +254,14 @@ def joint_granularity(*grains: Per) -> Per:
     return varies.pop() if len(varies) == 1 else "state"
 
 
+@cache
+def _field_names(model: type[Component | Part]) -> tuple[str, ...]:
+    return tuple(model.model_fields)
+
+
 def gates_of(component: Component | Part, prefix: str = "") -> Iterator[tuple[str, Gate]]:
     """Yield (dotted field name, gate) for every gate inside ``component``, its parts included."""
-    for name in type(component).model_fields:
+    for name in _field_names(type(component)):
         value = getattr(component, name)
         path = f"{prefix}{name}"
         if isinstance(value, Gate):

@@ -214,11 +214,13 @@ class Proposer:
             given = self._given(number, how, random.Random(seed))
             if given is None:
                 return None
+            if how == "sampler" and key_of(given) in self._seen:
+                continue  # whatever has been seen is a whole point: it need not be drawn to be known
             document, genes = express(self._space, given, seed)
             if how in ("known", "unseen", "repair") or key_of(genes.coordinates) not in self._seen:
                 return document, genes, how, attempt
         if self._space.size.continuous:
-            return document, genes, how, attempt
+            return *express(self._space, given or {}, seed), how, attempt
         rest = self._made(number, "unseen")
         return None if rest is None else (*rest[:3], REDRAWS)
 

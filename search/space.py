@@ -69,11 +69,33 @@ class Size:
 
 
 @dataclass(frozen=True)
+class _Node:
+    """What a range or a choice of one name lets vary: found once, as draws are many.
+
+    Fields:
+        limits: of a range.
+        options: the names of a choice's options; ``below``: the same in the names of the parameters below them.
+    """
+
+    limits: Range | None = None
+    options: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any], name: str) -> _Node:
+        if "range" in node:
+            return cls(limits=_range(node))
+        options = option_names(node, name)
+        return cls(options=options, below=_names_below(options))
+
+
+@dataclass(frozen=True)
 class Space:
     """A resolved document with nodes, and the variables it uses."""
 
     document: LocatedMap
     variables: LocatedMap
+    _known: dict[tuple[int, str], _Node] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def draw(self, chooser: Chooser) -> LocatedMap:
         """Return the document with every node replaced by what the chooser decides."""
@@ -81,11 +103,41 @@ class Space:
 
         def variable(name: str) -> Filled:
             if name not in drawn:
-                drawn[name] = _fill(self.variables[name], f"variables.{name}", chooser, variable)
+                drawn[name] = self._fill(self.variables[name], f"variables.{name}", chooser, variable)
             return drawn[name]
 
-        filled: LocatedMap = _fill(self.document, "", chooser, variable)[0]
+        filled: LocatedMap = self._fill(self.document, "", chooser, variable)[0]
         return filled
+
+    def _fill(self, value: Any, name: str, chooser: Chooser, variable: Variable) -> Filled:
+        if isinstance(value, dict) and is_node(value):
+            return self._decide(value, name, chooser, variable)
+        if isinstance(value, LocatedMap):
+            filled = LocatedMap(value.mark)
+            for key, item in value.items():
+                found, mark = self._fill(item, f"{name}.{key}" if name else key, chooser, variable)
+                filled.put(key, found, mark or value.marks.get(key, value.mark))
+            return filled, None
+        if isinstance(value, LocatedList):
+            pairs = [self._fill(item, f"{name}[{index}]", chooser, variable) for index, item in enumerate(value)]
+            items = LocatedList(value.mark, [found for found, _ in pairs])
+            items.marks = [mark or place for (_, mark), place in zip(pairs, value.marks, strict=True)]
+            return items, None
+        return value, None
+
+    def _decide(self, node: Mapping[str, Any], name: str, chooser: Chooser, variable: Variable) -> Filled:
+        mark = locate(node, (), ("<space>", 0))
+        if "var" in node:
+            found, place = variable(node["var"])
+            return found, place or mark
+        if (id(node), name) not in self._known:
+            self._known[id(node), name] = _Node.of(node, name)
+        known = self._known[id(node), name]
+        if known.limits is not None:
+            return chooser.number_in(name, known.limits), mark
+        index = known.options.index(chooser.choose(name, known.options))
+        found, place = self._fill(node["choice"][index], f"{name}/{known.below[index]}", chooser, variable)
+        return found, place or locate(node["choice"], (index,), mark)
 
     def base(self) -> LocatedMap:
         """Return the document with every node at its first option or lower end."""
@@ -202,47 +254,19 @@ Filled = tuple[Any, Mark | None]  # a value, and where it stands when that is no
 Variable = Callable[[str], Filled]
 
 
-def _fill(value: Any, name: str, chooser: Chooser, variable: Variable) -> Filled:
-    if is_node(value):
-        return _decide(value, name, chooser, variable)
-    if isinstance(value, LocatedMap):
-        filled = LocatedMap(value.mark)
-        for key, item in value.items():
-            found, mark = _fill(item, f"{name}.{key}" if name else key, chooser, variable)
-            filled.put(key, found, mark or value.marks.get(key, value.mark))
-        return filled, None
-    if isinstance(value, LocatedList):
-        pairs = [_fill(item, f"{name}[{index}]", chooser, variable) for index, item in enumerate(value)]
-        items = LocatedList(value.mark, [found for found, _ in pairs])
-        items.marks = [mark or place for (_, mark), place in zip(pairs, value.marks, strict=True)]
-        return items, None
-    return value, None
-
-
-def _decide(node: Mapping[str, Any], name: str, chooser: Chooser, variable: Variable) -> Filled:
-    mark = locate(node, (), ("<space>", 0))
-    if "var" in node:
-        found, place = variable(node["var"])
-        return found, place or mark
-    if "range" in node:
-        return chooser.number_in(name, _range(node)), mark
-    options = option_names(node, name)
-    taken = chooser.choose(name, options)
-    index = options.index(taken)
-    short = [_short(option) for option in options]
-    below = short[index] if short.count(short[index]) == 1 else taken.partition(":")[2]
-    found, place = _fill(node["choice"][index], f"{name}/{below}", chooser, variable)
-    return found, place or locate(node["choice"], (index,), mark)
-
-
-def option_names(node: Mapping[str, Any], name: str) -> list[str]:
+def option_names(node: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """Return the names of a choice's options: ``leaf:label``, leaf being the last step of the parameter's name."""
     leaf = name.replace("/", ".").rpartition(".")[2]
-    return [f"{leaf}:{label(option)}" for option in node["choice"]]
+    return tuple(f"{leaf}:{label(option)}" for option in node["choice"])
 
 
-def _short(option: str) -> str:
-    return option.partition(":")[2].partition("{")[0] or option.partition(":")[2]
+def _names_below(options: Sequence[str]) -> tuple[str, ...]:
+    """Return how the options are called in the names of the parameters below them: shortly where that is unique."""
+    short = [option.partition(":")[2].partition("{")[0] or option.partition(":")[2] for option in options]
+    return tuple(
+        brief if short.count(brief) == 1 else option.partition(":")[2]
+        for brief, option in zip(short, options, strict=True)
+    )
 
 
 def _range(node: Mapping[str, Any]) -> Range:
