@@ -5,31 +5,38 @@
 Every op is checked against fp64 in the same run before it is timed. Times are medians with the 20th and 80th
 percentile, forward and forward + backward; beside them stand the peak memory above the inputs and the multiple of
 the I/O floor: inputs read and outputs written once, at the copy bandwidth measured in this run.
+
+All kernels of an op are compiled in ``--processes`` processes before any of it is timed. A peer's autotuner tries its
+whole space once a head dim, at the first shape listed of 16 heads (of others if there is none), and keeps what it
+chose at other head counts and batches. Rows are written as they are measured; after ``--budget-s`` seconds the rest
+are named as missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import math
 import multiprocessing
-import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import torch
 import triton
 from torch import Tensor
-from torch.nn.functional import logsigmoid, normalize
-from triton.runtime.autotuner import Autotuner
 from triton.testing import do_bench
 
-from archspec.kernels import delta_rule, linear_attention
+from benchmarks.recurrences import OPS, Inputs, Op, Shape
+from benchmarks.tuning import Choices, compile_ahead, sharing_choices
 
 # The peer's dependencies look for a package named `kernels`; from the repository's root they would find this folder.
 sys.modules["kernels"] = None  # type: ignore[assignment]
@@ -38,75 +45,6 @@ SHAPES = ("1x8192x96x128,2x16384x16x128,4x2048x16x128,4x8192x16x128,4x4096x64x12
           "16x2048x16x128")  # fmt: skip
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 0.005, 0.01  # RMS ratios: bf16 rounding, as in tests/kernels
 MIB = 2**20
-
-Shape = tuple[int, int, int, int]
-Inputs = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Op:
-    """One recurrence: how to make its inputs, ours and the peer's call."""
-
-    inputs: Callable[[Shape], Inputs]
-    ours: Callable[..., Tensor]
-    fla: Callable[..., Tensor]
-
-
-def _base(shape: Shape, unit: bool) -> Inputs:
-    B, T, H, D = shape
-    q, k, v = (torch.randn(B, T, H, D, device="cuda") for _ in range(3))
-    if unit:
-        q, k = normalize(q, dim=-1), normalize(k, dim=-1)
-    return {"q": q.bfloat16(), "k": k.bfloat16(), "v": v.bfloat16()}
-
-
-def _inputs(gate: str = "none", delta: bool = False) -> Callable[[Shape], Inputs]:
-    def make(shape: Shape) -> Inputs:
-        torch.manual_seed(0)
-        B, T, H, D = shape
-        made = _base(shape, delta)
-        if delta:
-            made["beta"] = torch.rand(B, T, H, device="cuda")
-        if gate == "token":
-            made["g"] = logsigmoid(torch.randn(B, T, H, device="cuda") + 3)
-        if gate == "key":
-            made["g"] = logsigmoid(torch.randn(B, T, H, D, device="cuda") + 3) / 4
-        return made
-
-    return make
-
-
-def _linear(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, backend: str = "triton") -> Tensor:
-    return linear_attention(q, k, v, g, backend=backend)[0]
-
-
-def _delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None = None, backend: str = "triton") -> Tensor:
-    return delta_rule(q, k, v, beta, g, backend=backend)[0]
-
-
-def _fla_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    from fla.ops.linear_attn import chunk_linear_attn
-
-    return chunk_linear_attn(q, k, v, normalize=False)[0]
-
-
-def _fla(module: str, name: str) -> Callable[..., Tensor]:
-    def call(**inputs: Tensor) -> Tensor:
-        import importlib
-
-        return getattr(importlib.import_module(f"fla.ops.{module}"), name)(**inputs)[0]
-
-    return call
-
-
-OPS: dict[str, Op] = {
-    "linear": Op(_inputs(), _linear, _fla_linear),
-    "scalar_gated": Op(_inputs("token"), _linear, _fla("simple_gla", "chunk_simple_gla")),
-    "gla": Op(_inputs("key"), _linear, _fla("gla", "chunk_gla")),
-    "delta": Op(_inputs(delta=True), _delta, _fla("delta_rule", "chunk_delta_rule")),
-    "gated_delta": Op(_inputs("token", True), _delta, _fla("gated_delta_rule", "chunk_gated_delta_rule")),
-    "kda": Op(_inputs("key", True), _delta, _fla("kda", "chunk_kda")),
-}
 
 
 @dataclass(frozen=True)
@@ -127,24 +65,22 @@ def run_once(call: Callable[..., Tensor], leaves: Inputs, weight: Tensor) -> lis
     return [o, *torch.autograd.grad(o, list(leaves.values()), weight.to(o.dtype))]
 
 
-def check(op: Op, shape: Shape) -> float:
-    """Compare ours with fp64 at this shape's heads and dims, one sequence of at most 1024 tokens.
+def errors(op: Op, shape: Shape, call: Callable[..., Tensor]) -> tuple[float, float]:
+    """Compare a call with fp64 at this shape's heads and dims, one sequence of at most 1024 tokens.
 
-    Raises:
-        ValueError: an output or gradient is off by more than bf16 rounding explains.
+    Returns:
+        The RMS ratio of the output's error, and the largest of the gradients'.
     """
     _, T, H, D = shape
     inputs = op.inputs((1, min(T, 1024), H, D))
     weight = torch.randn_like(inputs["v"])
-    found = run_once(op.ours, _leaves(inputs), weight)
     exact = run_once(lambda **x: op.ours(**x, backend="chunked"), _leaves(inputs, torch.float64), weight)
-    worst = 0.0
-    for i, (x, y) in enumerate(zip(found, exact, strict=True)):
-        error = float((x.detach().double() - y.detach()).norm() / y.detach().norm())
-        if not error < (GRADIENT_TOLERANCE if i else OUTPUT_TOLERANCE):
-            raise ValueError(f"result {i} is off by {error:.4f}")
-        worst = max(worst, error)
-    return worst
+    output, *gradients = [
+        float((x.detach().double() - y.detach()).norm() / y.detach().norm())
+        for x, y in zip(run_once(call, _leaves(inputs), weight), exact, strict=True)
+    ]
+    # Not max() alone: a NaN compares false with all, and must show.
+    return output, max(gradients, key=lambda ratio: (math.isnan(ratio), ratio))
 
 
 def measure(call: Callable[..., Tensor], inputs: Inputs, repeat_ms: int) -> Timing:
@@ -178,83 +114,142 @@ def floors_ms(inputs: Inputs, bandwidth: float) -> tuple[float, float]:
     return (read + out) / bandwidth, (3 * read + 2 * out) / bandwidth
 
 
-Job = tuple[str, str, int, int, int, int]
-
-
-def compile_ahead(job: Job) -> str | None:
-    """Compile one op at some heads and head dim in a process of its own; the disk cache is shared.
-
-    Of a peer that tries out configurations, one process compiles every ``slices``-th, so that several share the work.
-    What is chosen here is not kept: timings under this load mean nothing.
-
-    Returns:
-        An error's name, or None.
-    """
-    name, who, heads, dim, offset, slices = job
-    if who != "ours":
-        take_slices(offset, slices)
+def call_once(name: str, who: str, shape: Shape) -> None:
+    """Run an op forward and backward, in a process that compiles it."""
     op = OPS[name]
-    inputs = op.inputs((1, 1024, heads, dim))
-    try:
-        run_once(getattr(op, who), _leaves(inputs), torch.randn_like(inputs["v"]))
-        torch.cuda.synchronize()
-    except Exception as error:  # noqa: BLE001 - a peer may refuse this device: reported here and again when timed
-        return f"{who} {name} at {dim}: {type(error).__name__}: {str(error).splitlines()[0][:100]}"
-    return None
+    inputs = op.inputs(shape)
+    run_once(getattr(op, who), _leaves(inputs), torch.empty_like(inputs["v"]))
+    del inputs
+    torch.cuda.empty_cache()
 
 
-def take_slices(offset: int, slices: int) -> None:
-    os.environ["FLA_CACHE_RESULTS"] = "0"  # read when the peer is imported
-    whole = Autotuner.prune_configs
-
-    def some(self: Autotuner, kwargs: dict[str, object]) -> list[triton.Config]:
-        configs = whole(self, kwargs)
-        return configs[offset::slices] or configs[:1]
-
-    Autotuner.prune_configs = some
+def tuned_shapes(shapes: list[Shape]) -> list[Shape]:
+    """Return the shape of each head dim that a peer's kernels are tuned at."""
+    ordered = sorted(shapes, key=lambda shape: shape[2] != 16)
+    return [next(shape for shape in ordered if shape[3] == dim) for dim in sorted({shape[3] for shape in shapes})]
 
 
-def choose_quickly() -> None:
-    """Have a peer's autotuner try each configuration for 20 ms, not 100: the choice is made anew in every run."""
-    usual = triton.testing.do_bench
-    triton.testing.do_bench = partial(usual, warmup=5, rep=20)
+@dataclass(frozen=True)
+class Run:
+    """What is measured, and what came of it so far."""
 
+    args: argparse.Namespace
+    pool: ProcessPoolExecutor
+    bandwidth: float
+    deadline: float
+    choices: Choices
+    timings: dict[tuple[str, Shape, str], Timing]
 
-def rows(args: argparse.Namespace, bandwidth: float) -> Iterator[str]:
-    """Yield one table row an op and shape, and the geometric means of the speed-ups."""
-    for name in args.ops:
-        op, speedups = OPS[name], list[float]()
-        for shape in args.shapes:
-            try:
-                error = check(op, shape)
-            except ValueError as wrong:
-                yield f"| {name} | {'x'.join(map(str, shape))} | ours | not timed: {wrong} |"
-                continue
-            inputs = op.inputs(shape)
-            floor = floors_ms(inputs, bandwidth)
-            ours = measure(op.ours, inputs, args.repeat_ms)
-            yield row(name, shape, "ours", ours, floor, f"{error:.4f}")
-            if args.peer:
-                try:
-                    peer = measure(getattr(op, args.peer), inputs, args.repeat_ms)
-                except Exception as refusal:  # noqa: BLE001 - the table says that the peer refused, and how
-                    yield f"| {name} | {'x'.join(map(str, shape))} | {args.peer} | refused: {type(refusal).__name__} |"
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def rows(self) -> Iterator[str]:
+        """Yield one table row an op, shape and library, and the geometric means of the speed-ups."""
+        missing = []
+        for name in self.args.ops:
+            if not self.late():
+                self.prepare(name)
+            for shape in self.args.shapes:
+                if self.late():
+                    missing.append(f"{name} {'x'.join(map(str, shape))}")
                 else:
-                    speedups.append(peer.both_ms[0] / ours.both_ms[0])
-                    yield row(name, shape, args.peer, peer, floor, f"{speedups[-1]:.2f}x")
-            del inputs
-            torch.cuda.empty_cache()
-        if speedups:
-            mean = math.exp(sum(map(math.log, speedups)) / len(speedups))
-            yield f"| {name} | geometric mean of {len(speedups)} shapes | ours against {args.peer} | {mean:.2f}x |"
+                    yield from self.rows_of(name, shape)
+            yield from self.means(name)
+        if missing:
+            yield f"\nThe budget of {self.args.budget_s} s left no time for: {', '.join(missing)}."
+
+    def prepare(self, name: str) -> None:
+        """Compile ours and a peer's whole space at its tuned shapes, tune it there and compile its choice elsewhere."""
+        began, args = time.monotonic(), self.args
+        jobs = [(f"ours {name} {shape}", partial(call_once, name, "ours", shape), 1) for shape in args.shapes]
+        short = [(B, min(T, 1024), H, D) for B, T, H, D in args.shapes]
+        tuned = tuned_shapes(args.shapes) if args.peer else []
+        for B, T, H, D in tuned:
+            call = partial(call_once, name, args.peer, (B, min(T, 1024), H, D))
+            jobs.append((f"{args.peer} {name} of {D}", call, args.processes))
+        compile_ahead(self.pool, jobs, self.choices)
+        compiled = time.monotonic()
+        for shape in tuned:
+            try:
+                call_once(name, args.peer, shape)
+            except Exception as refusal:  # noqa: BLE001 - the table says so, in this shape's row
+                print(f"{args.peer} {name}: {type(refusal).__name__}", file=sys.stderr, flush=True)
+                return
+        chosen = time.monotonic()
+        if tuned:
+            # One sequence, too: the check has one.
+            rest = [*short, *[(1, T, H, D) for _, T, H, D in short]]
+            compile_ahead(
+                self.pool,
+                [(f"{args.peer} {name} {at}", partial(call_once, name, args.peer, at), 1) for at in sorted({*rest})],
+                self.choices,
+            )
+        print(
+            f"{name}: compiled in {compiled - began:.0f} s, tuned in {chosen - compiled:.0f} s, compiled for other "
+            f"heads in {time.monotonic() - chosen:.0f} s",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+    def rows_of(self, name: str, shape: Shape) -> Iterator[str]:
+        op, peer, title = OPS[name], self.args.peer, f"| {name} | {'x'.join(map(str, shape))}"
+        inputs = op.inputs(shape)
+        floor = floors_ms(inputs, self.bandwidth)
+        for who in ["ours", *([peer] if peer else [])]:
+            call = getattr(op, who)
+            try:
+                output, gradient = errors(op, shape, call)
+                if who == "ours" and not (output < OUTPUT_TOLERANCE and gradient < GRADIENT_TOLERANCE):
+                    yield f"{title} | ours | not timed: off by {output:.4f}, {gradient:.4f} |"
+                    return
+                timing = measure(call, inputs, self.args.repeat_ms)
+            except Exception as refusal:
+                if who == "ours":
+                    raise
+                yield f"{title} | {who} | refused: {type(refusal).__name__} |"
+                return
+            self.timings[name, shape, who] = timing
+            yield row(name, shape, who, timing, floor, f"{output:.4f}, {gradient:.4f}", self.ratios(name, shape, who))
+        del inputs
+        torch.cuda.empty_cache()
+
+    def ratios(self, name: str, shape: Shape, who: str) -> str:
+        """Return a peer's times over ours; of ours with one gate a token, its times over those without gates."""
+        other = {"scalar_gated": "linear", "gated_delta": "delta"}.get(name) if who == "ours" else name
+        base = self.timings.get((other or name, shape, "ours"))
+        if other is None or base is None:
+            return ""
+        found = self.timings[name, shape, who]
+        return f"{found.forward_ms[0] / base.forward_ms[0]:.2f}x, {found.both_ms[0] / base.both_ms[0]:.2f}x"
+
+    def means(self, name: str) -> Iterator[str]:
+        """Yield the geometric means over shapes of a peer's times over ours, and the least and the memory's most."""
+        pairs = [
+            (self.timings[name, shape, "ours"], self.timings[name, shape, self.args.peer])
+            for shape in self.args.shapes
+            if (name, shape, self.args.peer) in self.timings
+        ]
+        if not pairs:
+            return
+        forward = [peer.forward_ms[0] / ours.forward_ms[0] for ours, peer in pairs]
+        both = [peer.both_ms[0] / ours.both_ms[0] for ours, peer in pairs]
+        memory = max(ours.peak_mib / peer.peak_mib for ours, peer in pairs)
+        yield (
+            f"| {name} | geometric mean of {len(pairs)} | {self.args.peer} over ours | {mean(forward):.2f}x (least "
+            f"{min(forward):.2f}x) | | {mean(both):.2f}x (least {min(both):.2f}x) | | ours at most {memory:.2f}x | | |"
+        )
 
 
-def row(name: str, shape: Shape, who: str, timing: Timing, floor: tuple[float, float], note: str) -> str:
+def mean(ratios: list[float]) -> float:
+    """Return the geometric mean."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def row(name: str, shape: Shape, who: str, timing: Timing, floor: tuple[float, float], error: str, ratios: str) -> str:
     def cell(ms: tuple[float, float, float], lowest: float) -> str:
         return f"{ms[0]:.3f} ({ms[1]:.3f}..{ms[2]:.3f}) | {ms[0] / lowest:.1f}"
 
     times = f"{cell(timing.forward_ms, floor[0])} | {cell(timing.both_ms, floor[1])}"
-    return f"| {name} | {'x'.join(map(str, shape))} | {who} | {times} | {timing.peak_mib:.0f} | {note} |"
+    return f"| {name} | {'x'.join(map(str, shape))} | {who} | {times} | {timing.peak_mib:.0f} | {error} | {ratios} |"
 
 
 def versions_used(peer: str | None) -> str:
@@ -275,15 +270,21 @@ def current_commit() -> str:
 
 def header(args: argparse.Namespace, bandwidth: float) -> list[str]:
     versions = versions_used(args.peer)
+    tuned = ", ".join("x".join(map(str, shape)) for shape in tuned_shapes(args.shapes))
     return [
         f"Command: `python -m benchmarks.kernels {' '.join(sys.argv[1:])}`",
         f"Commit {args.commit}; {versions}; copy bandwidth {bandwidth / 1e9:.2f} TB/s; bf16.",
+        *(
+            [f"The peer's autotuner chose from its whole space at {tuned}, and keeps its choice elsewhere."]
+            * bool(args.peer)
+        ),
         "",
-        "Times are ms, median (20th..80th percentile). Floor: multiple of the I/O floor. Last column: our worst RMS",
-        "error against fp64, or the ratio of the peer's forward + backward time to ours.",
+        "Times are ms, median (20th..80th percentile). Floor: multiple of the I/O floor. Error: RMS against fp64 of",
+        "the output and the worst gradient, at one sequence of up to 1024 tokens. Ratio, forward and both: a",
+        "peer's times over ours; of ours with a gate a token, its times over those without a gate.",
         "",
-        "| op | B x T x H x D | who | forward ms | floor | forward + backward ms | floor | peak MiB | note |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| op | B x T x H x D | who | forward ms | floor | forward + backward ms | floor | peak MiB | error | ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
 
 
@@ -293,39 +294,47 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ops", default="linear,scalar_gated,gla", help=f"comma-separated, of {', '.join(OPS)}")
     parser.add_argument("--shapes", default=SHAPES, help="comma-separated BxTxHxD")
     parser.add_argument("--repeat-ms", type=int, default=100, help="time spent on each measurement")
-    parser.add_argument("--processes", type=int, default=8, help="processes that compile ahead")
-    parser.add_argument("--slices", type=int, default=4, help="processes that share the peer's configurations of an op")
+    parser.add_argument("--processes", type=int, default=16, help="processes that compile ahead")
+    parser.add_argument("--budget-s", type=float, default=math.inf, help="seconds after which no row is begun")
     parser.add_argument("--commit", default=None, help="commit to report where git cannot tell")
-    parser.add_argument("--write", metavar="FILE", help="also write the table to this file")
+    parser.add_argument("--write", metavar="FILE", help="also write the table to this file, row by row")
     args = parser.parse_args()
     args.ops = args.ops.split(",")
+    for name in args.ops:
+        if name not in OPS:
+            parser.error(f"--ops: unknown op {name!r}; known are {', '.join(OPS)}")
     args.shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes.split(",")]
     args.commit = args.commit or current_commit()
     return args
 
 
+def emit(line: str, file: TextIO | None) -> None:
+    """Print a line, and write it where a run that is cut keeps it."""
+    print(line, flush=True)
+    if file:
+        file.write(line + "\n")
+        file.flush()
+
+
 def main() -> None:
     args = parse()
-    sizes = sorted({shape[2:] for shape in args.shapes})
-    jobs: list[Job] = [(name, "ours", *size, 0, 1) for size in sizes for name in args.ops]
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks.kernels: no CUDA device is visible; run it on a machine with one.")
+    deadline = time.monotonic() + args.budget_s
     if args.peer:
-        jobs += [
-            (name, args.peer, *size, i, args.slices) for size in sizes for name in args.ops for i in range(args.slices)
-        ]
-    with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for message in pool.map(compile_ahead, jobs):
-            if message:
-                print(message, file=sys.stderr)
-    bandwidth = copy_bandwidth()
-    choose_quickly()
-    lines = header(args, bandwidth)
-    print("\n".join(lines))
-    for line in rows(args, bandwidth):
-        print(line, flush=True)
-        lines.append(line)
-    if args.write:
-        title = f"# Kernels, {torch.cuda.get_device_name()}, {datetime.date.today():%Y-%m}\n"
-        Path(args.write).write_text("\n".join([title, *lines]) + "\n")
+        importlib.import_module(args.peer)  # before many processes do: it compiles much Python, and they find it done
+    choices: Choices = {}
+    with ExitStack() as stack:
+        file = stack.enter_context(Path(args.write).open("w")) if args.write else None
+        pool = stack.enter_context(ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")))
+        stack.enter_context(sharing_choices(choices))
+        if file:
+            file.write(f"# Kernels, {torch.cuda.get_device_name()}, {datetime.date.today():%Y-%m}\n\n")
+        bandwidth = copy_bandwidth()
+        for line in header(args, bandwidth):
+            emit(line, file)
+        for line in Run(args, pool, bandwidth, deadline, choices, {}).rows():
+            emit(line, file)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import importlib
+import math
 import multiprocessing
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,8 @@ from torch.nn import functional
 
 import archspec
 from archspec.decoding import GraphDecoder
-from benchmarks.kernels import choose_quickly, current_commit, take_slices, versions_used
+from benchmarks.kernels import current_commit, emit, versions_used
+from benchmarks.tuning import Choices, compile_ahead, sharing_choices
 
 # The peer's dependencies look for a package named `kernels`; from the repository's root they would find this folder.
 sys.modules["kernels"] = None  # type: ignore[assignment]
@@ -153,9 +159,14 @@ def decoding(contender: Contender, batch: int, args: argparse.Namespace) -> tupl
     return timed(lambda: step(token), 4 * args.repeats, 5)
 
 
-def rows(args: argparse.Namespace) -> Iterator[str]:
+def rows(args: argparse.Namespace, prepare: Callable[[str], None]) -> Iterator[str]:
     """Yield a table row a model, measure and library; peers' rows end with the ratio of their time to ours."""
+    missing = []
     for name in args.models:
+        if time.monotonic() > args.deadline:
+            missing.append(name)
+            continue
+        prepare(name)
         own: dict[str, float] = {}
         for who in ["ours", *([args.peer] if args.peer else [])]:
             for measure, found in measures(name, who, args):
@@ -167,6 +178,8 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
                 if who == "ours":
                     own[measure] = median
                 yield f"| {name} | {measure} | {who} | {median:.2f} ({low:.2f}..{high:.2f}) | {note} | {ratio} |"
+    if missing:
+        yield f"\nThe budget of {args.budget_s} s left no time for: {', '.join(missing)}."
 
 
 def measures(
@@ -199,18 +212,12 @@ def measures(
             yield f"decode B={batch}", _refused(refusal)
 
 
-def compile_ahead(job: tuple[str, str, argparse.Namespace, int]) -> None:
-    """Compile the kernels of one layer in a process of its own; the disk cache is shared.
-
-    Of a peer that tries out configurations, one process compiles every ``--slices``-th.
-    """
-    name, who, args, offset = job
-    if who != "ours":
-        take_slices(offset, args.slices)
-    few = argparse.Namespace(**vars(args) | {"layers": 1, "batch": min(args.batch, 1), "repeats": 1})
+def run_layer(name: str, who: str, args: argparse.Namespace) -> None:
+    """Train and decode one layer once, in a process that compiles it."""
+    few = argparse.Namespace(**vars(args) | {"layers": 1, "repeats": 1})
     for measure, found in measures(name, who, few):
         if isinstance(found, str):
-            print(f"{name} {who} {measure}: {found}", file=sys.stderr, flush=True)
+            raise RuntimeError(f"{measure}: {found}")
 
 
 def _refused(error: Exception) -> str:
@@ -247,11 +254,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=2048, help="tokens of a training sequence")
     parser.add_argument("--decode", default="1,64", help="comma-separated batch sizes of decoding")
     parser.add_argument("--repeats", type=int, default=5, help="timed training steps; four times as many tokens")
-    parser.add_argument(
-        "--slices", type=int, default=6, help="processes that share the peer's configurations of a model"
-    )
+    parser.add_argument("--processes", type=int, default=16, help="processes that compile ahead")
+    parser.add_argument("--budget-s", type=float, default=math.inf, help="seconds after which no measure is begun")
     parser.add_argument("--commit", default=None, help="commit to report where git cannot tell")
-    parser.add_argument("--write", metavar="FILE", help="also write the table to this file")
+    parser.add_argument("--write", metavar="FILE", help="also write the table to this file, row by row")
     args = parser.parse_args()
     args.models = args.models.split(",")
     for name in args.models:
@@ -268,20 +274,31 @@ def main() -> None:
     args = parse()
     if not torch.cuda.is_available():
         sys.exit("benchmarks.model: no CUDA device is visible; run it on a machine with one.")
-    jobs = [(name, "ours", args, 0) for name in args.models]
+    args.deadline = time.monotonic() + args.budget_s
     if args.peer:
-        jobs += [(name, args.peer, args, offset) for name in args.models for offset in range(args.slices)]
-    with ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(compile_ahead, jobs))
-    choose_quickly()
-    lines = header(args)
-    print("\n".join(lines), flush=True)
-    for line in rows(args):
-        print(line, flush=True)
-        lines.append(line)
-    if args.write:
-        title = f"# Whole models, {torch.cuda.get_device_name()}, {datetime.date.today():%Y-%m}\n"
-        Path(args.write).write_text("\n".join([title, *lines]) + "\n")
+        importlib.import_module(f"{args.peer}.models")  # before many processes do: it compiles much Python
+    choices: Choices = {}
+    with ExitStack() as stack:
+        file = stack.enter_context(Path(args.write).open("w")) if args.write else None
+        if file:
+            file.write(f"# Whole models, {torch.cuda.get_device_name()}, {datetime.date.today():%Y-%m}\n\n")
+        pool = stack.enter_context(ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")))
+        stack.enter_context(sharing_choices(choices))
+
+        def prepare(name: str) -> None:
+            began = time.monotonic()
+            jobs = [("ours", 2), *([(args.peer, args.processes)] if args.peer else [])]
+            compile_ahead(
+                pool,
+                [(f"{who} {name}", partial(run_layer, name, who, args), parts) for who, parts in jobs],
+                choices,
+            )
+            print(f"{name}: compiled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+        for line in header(args):
+            emit(line, file)
+        for line in rows(args, prepare):
+            emit(line, file)
 
 
 if __name__ == "__main__":
