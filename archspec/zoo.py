@@ -29,8 +29,6 @@ CHOICE_FAMILIES = (
     "feed_forward",
     "mixer",
     "node",
-    "input",
-    "output",
 )
 
 AXES = ("memory", "bias", "retention", "update")

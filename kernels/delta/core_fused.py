@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from archspec.kernels.linear.call import Call, precision
-from archspec.kernels.linear.channels_fused import Prepared, channel_scores
+from archspec.kernels.linear.channels_fused import Prepared
 from archspec.kernels.linear.cost import next_power_of_two, padded_dim
 from archspec.kernels.tiles import level_pairs, load_rows, sequence_bounds, slot_chunk, store_rows
 
@@ -237,7 +237,7 @@ def chunk_cores(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return core [B, T, HV, C] of every chunk and, kept in fp16, what its entries are to be multiplied by."""
-    scores = channel_scores(call, k, k, made.sums, cu_seqlens) if made else None
+    scores = made.key_scores if made else None
     core = torch.empty(call.B, call.T, call.HV, call.chunk, dtype=core_dtype(k), device=k.device)
     units = torch.empty(call.slots, call.HV, dtype=torch.float32, device=k.device)
     _delta_core[(call.slots * call.HV,)](

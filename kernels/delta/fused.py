@@ -137,13 +137,11 @@ def _key_gradients(
     )  # fmt: skip
     if dg is None or g is None:
         return dq, dk, torch.empty(0, dtype=torch.float32, device=q.device)
-    if made is None:
+    if made is None or dk_write is None:
         return dq, dk, dg.sum(0) if blocks > 1 else dg[0]
-    dq, dk_pairs, dg_pairs = channel_backward(call, q, k, writes, do, g, made.sums, dq, dk_write, dg, cu_seqlens, scale)
-    dk, more, dg_more = channel_backward(
-        call, k, k, writes, dv, g, made.sums, dk, None, None, cu_seqlens, -1.0, strict=True
+    return channel_backward(
+        call, q, k, writes, do, g, made.decay, dq, dk_write, dg, cu_seqlens, scale, erased=dv, read_cross=dk
     )
-    return dq, (dk_pairs + dk + more).to(k.dtype), dg_pairs + dg_more
 
 
 @torch.library.custom_op("archspec::delta_rule_forward", mutates_args=())

@@ -1,4 +1,4 @@
-"""Gradients of q, k and a decay per key channel from the pairs inside chunks."""
+"""Gradients of q, k and a decay per key channel from the pairs inside chunks, in the parts of `channels_fused`."""
 
 # Bodies of jitted functions are Triton's language, not Python: they have no types to check.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -11,8 +11,15 @@ import triton.language as tl
 from torch import Tensor
 
 from archspec.kernels.linear.call import Call, wide_precision
-from archspec.kernels.linear.channels_fused import _R, _scale_block
-from archspec.kernels.linear.cost import gradients_config, next_power_of_two, padded_dim
+from archspec.kernels.linear.channels_fused import (
+    BLOCK_ROWS,
+    ONE_ANCHOR,
+    block_factors,
+    load_fall,
+    load_shifted,
+    one_anchor,
+)
+from archspec.kernels.linear.cost import gradients_config, next_power_of_two, padded_dim, scaled_config
 from archspec.kernels.tiles import (
     LOG2E,
     LOWEST_LOG2,
@@ -24,41 +31,92 @@ from archspec.kernels.tiles import (
 )
 
 
-@triton.jit(do_not_specialize=["T", "N"])
+@triton.jit
 def _score_gradients(
-    v, do, out, cu_seqlens, scale, N, T,
-    HV: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr,
-    PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
+    v_base, do_base, out_base, scale, row, length, stride, out_stride,
+    V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one chunk's scores, scale * do_t . v_s for s <= t, or s < t if STRICT [B, T, HV, C]."""
-    slot, i_h = tl.program_id(0) // HV, tl.program_id(0) % HV
-    i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
-    start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
-    row = chunk * C
-    if row < length:
-        EVEN: tl.constexpr = V % BV == 0
-        offset = (start * HV + i_h) * V
-        rows = tl.arange(0, C)
-        pairs = tl.zeros([C, C], tl.float32)
-        for i_v in range((V + BV - 1) // BV):
-            cols = i_v * BV + tl.arange(0, BV)
-            tile_v = load_rows(v + offset, row, length, HV * V, cols, C, V, EVEN)
-            tile_do = load_rows(do + offset, row, length, HV * V, cols, C, V, EVEN)
-            pairs += tl.dot(tile_do, tl.trans(tile_v), input_precision=PRECISION)
-        pairs = tl.where(seen_pairs(False, STRICT, C), pairs * scale, 0.0)
-        store_rows(out + (start * HV + i_h) * C, pairs, row, length, HV * C, rows, C, C, True)
+    """Write scale * do_t . v_s for s <= t, or s < t if STRICT, [C, C]; whoever reads it waits for a barrier first.
+
+    It goes through memory, mostly the first cache: kept, it would take the registers of the tiles.
+    """
+    EVEN: tl.constexpr = V % BV == 0
+    pairs = tl.zeros([C, C], tl.float32)
+    for i_v in range((V + BV - 1) // BV):
+        cols = i_v * BV + tl.arange(0, BV)
+        tile_v = load_rows(v_base, row, length, stride, cols, C, V, EVEN)
+        tile_do = load_rows(do_base, row, length, stride, cols, C, V, EVEN)
+        pairs = tl.dot(tile_do, tl.trans(tile_v), acc=pairs, input_precision=PRECISION)
+    pairs = tl.where(seen_pairs(False, STRICT, C), pairs * scale, 0.0)
+    store_rows(out_base, pairs, row, length, out_stride, tl.arange(0, C), C, C, True)
+
+
+@triton.jit
+def _near_gradients(
+    pairs, tile, tile_k, x_base, k_base, g_base, row, length, stride, g_stride, cols, dx, dk, share,
+    C: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """Add to dx of the readers x (the tile), dk and their share what comes of pairs inside blocks of sixteen rows."""
+    rows = tl.arange(0, C)
+    fall = tl.zeros(tile.shape, tl.float32)
+    rise = tl.zeros(tile.shape, tl.float32)
+    for distance in range(BLOCK_ROWS):
+        if distance > 0:
+            fall += load_fall(g_base, row, length, g_stride, cols, 1 - distance, C, K)
+            rise += load_fall(g_base, row, length, g_stride, cols, distance, C, K)
+        key = load_shifted(k_base, row, length, stride, cols, -distance, C, K)
+        at = rows[None, :] == rows[:, None] - distance
+        part = tl.sum(tl.where(at, pairs, 0.0), 1)[:, None] * tl.exp2(fall) * key
+        dx += part
+        share += part * tile
+        reader = load_shifted(x_base, row, length, stride, cols, distance, C, K)
+        at = rows[:, None] == rows[None, :] + distance
+        part = tl.sum(tl.where(at, pairs, 0.0), 0)[:, None] * tl.exp2(rise) * reader
+        dk += part
+        share -= part * tile_k
+    return dx, dk, share
+
+
+@triton.jit
+def _finish(
+    dq, dk, d_read, share, from_start, to_end, q_base, k_base, g, offset, q_cross, read_cross, k_cross, carried,
+    dq_out, dk_out, dg_out, row, length, slot, i_h, stride, cols,
+    HV: tl.constexpr, K: tl.constexpr, C: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Add what crosses the chunk's ends to what its own pairs gave, and write dq, dk and dg.
+
+    Its share is taken with q and k as the sweeps have them, rounded after they were scaled.
+    """
+    cross = load_rows(q_cross + offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
+    tile_q = load_rows(q_base, row, length, stride, cols, C, K, EVEN)
+    share += cross * (tile_q * from_start).to(tile_q.dtype)
+    store_rows(dq_out + offset, dq + cross * from_start, row, length, HV * K, cols, C, K, EVEN)
+    tile_k = load_rows(k_base, row, length, stride, cols, C, K, EVEN)
+    cross = load_rows(k_cross + offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
+    share -= cross * (tile_k * to_end).to(tile_k.dtype)
+    dk += cross * to_end
+    if read_cross is not None:
+        cross = load_rows(read_cross + offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
+        share += cross * (tile_k * from_start).to(tile_k.dtype)
+        dk += d_read + cross * from_start
+    store_rows(dk_out + offset, dk, row, length, HV * K, cols, C, K, EVEN)
+    after = tl.sum(share, 0)[None, :] - tl.cumsum(share, 0) + share
+    at = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols
+    after += tl.load(carried + at, mask=cols < K, other=0.0)[None, :]
+    gates = load_rows(g + offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32) * LOG2E
+    dg = tl.where(gates > LOWEST_LOG2, after, 0.0)
+    store_rows(dg_out + offset, dg, row, length, HV * K, cols, C, K, EVEN)
 
 
 @triton.jit(do_not_specialize=["T", "N"])
-def _channel_gradients(
-    q, k, g, sums_in, pairs_in, q_cross, k_cross, carried, dq_out, dk_out, dg_out, cu_seqlens, N, T,
+def _scaled_gradients(
+    q, k, g, decay, q_cross, read_cross, k_cross, carried, dq_out, dk_out, dg_out, cu_seqlens, N, T,
     HV: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr,
-    PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, N_PADDED: tl.constexpr,
 ):  # fmt: skip
-    """For one chunk and block of key channels: dq, dk and dg, from the sweeps' share and the pairs inside.
+    """For one chunk and block of channels: dq, dk and dg, where the cross shares have the pairs inside already.
 
-    The share of q dq - k dk that comes from pairs is formed from the rounded factors of the products, so that the
-    pairs inside the chunk cancel exactly.
+    Blocks with a channel that decays too much for that are written again by `_strong_gradients`.
     """
     BLOCKS: tl.constexpr = (K + BK - 1) // BK
     i_k, slot, i_h = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS // HV, tl.program_id(0) // BLOCKS % HV
@@ -68,95 +126,214 @@ def _channel_gradients(
     if row < length:
         EVEN: tl.constexpr = K % BK == 0
         H: tl.constexpr = HV // G
-        qk_offset = (start * H + i_h // G) * K
-        hv_offset = (start * HV + i_h) * K
-        pairs_base = pairs_in + (start * HV + i_h) * C
-        sums_base = sums_in + hv_offset
-        wide = tl.bfloat16 if q.dtype.element_ty == tl.bfloat16 else tl.float32
-        own_rows, rows = tl.arange(0, _R), tl.arange(0, C)
+        q_base, k_base = q + (start * H + i_h // G) * K, k + (start * H + i_h // G) * K
+        offset = (start * HV + i_h) * K
         cols = i_k * BK + tl.arange(0, BK)
-        sums = load_rows(sums_base, row, length, HV * K, cols, C, K, EVEN)
-        tile_k = load_rows(k + qk_offset, row, length, H * K, cols, C, K, EVEN)
-        dk = tl.zeros([C, BK], tl.float32)
-        share = tl.zeros([C, BK], tl.float32)
-        for block in range(tl.minimum(tl.cdiv(length - row, _R), C // _R)):
-            first = row + block * _R
-            tile_q = load_rows(q + qk_offset, first, length, H * K, cols, _R, K, EVEN)
-            cross = load_rows(q_cross + hv_offset, first, length, HV * K, cols, _R, K, EVEN).to(tl.float32)
-            pairs = load_rows(pairs_base, first, length, HV * C, rows, _R, C, True)
-            transposed = pairs_base + tl.cast(first, tl.int64) * (HV * C) + own_rows[None, :] * (HV * C) + rows[:, None]
-            pairs_t = tl.load(transposed, mask=(own_rows < length - first)[None, :], other=0.0)
-            grow, shrink, own_sums, mild = _scale_block(sums_base, sums, block, row, length, HV * K, cols, K, C, EVEN)
-            scaled_q, scaled_k = (tile_q * grow).to(wide), (tile_k * shrink).to(wide)
-            dq = tl.dot(pairs.to(wide), scaled_k, input_precision=PRECISION)
-            add_dk = tl.dot(pairs_t.to(wide), scaled_q, input_precision=PRECISION)
-            dk += add_dk * shrink
-            share -= scaled_k * add_dk
-            own_share = scaled_q * dq
-            dq *= grow
-            if not mild:
-                own_dk = tl.zeros([_R, BK], tl.float32)
-                for s in range(_R):
-                    other = tl.minimum(first + s, length - 1).to(tl.int64)
-                    other_k = tl.load(k + qk_offset + other * (H * K) + cols, mask=cols < K, other=0.0).to(tl.float32)
-                    other_sums = tl.load(sums_base + other * (HV * K) + cols, mask=cols < K, other=0.0)
-                    seen = (own_rows >= s) & (own_rows < length - first)
-                    fall = tl.exp2(
-                        tl.where(seen[:, None], tl.minimum(own_sums - other_sums[None, :], 0.0), float("-inf"))
-                    )
-                    column_at = pairs_base + (first + own_rows).to(tl.int64) * (HV * C) + block * _R + s
-                    column = tl.load(column_at, mask=seen, other=0.0).to(tl.float32)
-                    fall *= column[:, None]
-                    dq += fall * other_k[None, :]
-                    own_share += fall * other_k[None, :] * tile_q
-                    to_k = tl.sum(fall * tile_q, 0)
-                    own_dk += tl.where((own_rows == s)[:, None], to_k[None, :], 0.0)
-                    own_share -= tl.where((own_rows == s)[:, None], (to_k * other_k)[None, :], 0.0)
-                place = (rows[:, None] == own_rows[None, :] + block * _R).to(tl.float32)
-                dk += tl.dot(place, own_dk, input_precision="ieee")
-            cross *= tl.exp2(own_sums)
-            dq += cross
-            own_share += cross * tile_q
-            store_rows(dq_out + hv_offset, dq, first, length, HV * K, cols, _R, K, EVEN)
-            # These rows' share goes through memory: it is summed over the chunk's rows below.
-            store_rows(dg_out + hv_offset, own_share, first, length, HV * K, cols, _R, K, EVEN)
-        last = tl.minimum(row + C, length) - 1
-        chunk_total = tl.load(sums_base + last.to(tl.int64) * (HV * K) + cols, mask=cols < K, other=0.0)
-        if k_cross is not None:
-            cross = load_rows(k_cross + hv_offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
-            cross *= tl.exp2(tl.minimum(chunk_total[None, :] - sums, 0.0))
-            dk += cross
-            share -= cross * tile_k
-        store_rows(dk_out + hv_offset, dk, row, length, HV * K, cols, C, K, EVEN)
-        tl.debug_barrier()  # other threads wrote the rows' share
-        share += load_rows(dg_out + hv_offset, row, length, HV * K, cols, C, K, EVEN)
-        at_slot = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols
-        after = tl.sum(share, 0)[None, :] - tl.cumsum(share, 0) + share
-        if carried is not None:
-            after += tl.load(carried + at_slot, mask=cols < K, other=0.0)[None, :]
-        gates = load_rows(g + hv_offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32) * LOG2E
-        dg = tl.where(gates > LOWEST_LOG2, after, 0.0)
+        gates = load_rows(g + offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
+        at = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols
+        chunk_total = tl.load(decay + at, mask=cols < K, other=0.0)[None, :]
+        sums = tl.cumsum(tl.maximum(gates * LOG2E, LOWEST_LOG2), 0)
+        _finish(
+            0.0, 0.0, 0.0, 0.0, tl.exp2(sums), tl.exp2(tl.minimum(chunk_total - sums, 0.0)), q_base, k_base, g, offset,
+            q_cross, read_cross, k_cross, carried, dq_out, dk_out, dg_out, row, length, slot, i_h, H * K, cols,
+            HV, K, C, EVEN,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["T", "N"])
+def _channel_gradients(
+    q, k, g, v, do, erased, decay, pairs_out, own_out, q_cross, read_cross, k_cross, carried, dq_out, dk_out, dg_out,
+    cu_seqlens, scale, N, T,
+    HV: tl.constexpr, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """For one chunk: dq, dk and dg, from the sweeps' share (cross) and the pairs inside, from one anchor.
+
+    Given ``erased``, k reads too: its own pairs s < t have the gradient -erased_t . v_s.
+
+    The share of q dq - k dk that comes from pairs is formed from the rounded factors of the products, so that the
+    pairs inside the chunk cancel.
+    """
+    slot, i_h = tl.program_id(0) // HV, tl.program_id(0) % HV
+    i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
+    start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
+    row = chunk * C
+    if row < length:
+        EVEN: tl.constexpr = K % BK == 0
+        H: tl.constexpr = HV // G
+        q_base, k_base = q + (start * H + i_h // G) * K, k + (start * H + i_h // G) * K
+        offset = (start * HV + i_h) * K
+        v_offset = (start * HV + i_h) * V
+        c_offset = (start * HV + i_h) * C
+        wide: tl.constexpr = tl.bfloat16 if q.dtype.element_ty == tl.bfloat16 else tl.float32
+        _score_gradients(
+            v + v_offset, do + v_offset, pairs_out + c_offset, scale, row, length, HV * V, HV * C, V, BV, C, False,
+            PRECISION,
+        )  # fmt: skip
+        if erased is not None:
+            _score_gradients(
+                v + v_offset, erased + v_offset, own_out + c_offset, -1.0, row, length, HV * V, HV * C, V, BV, C, True,
+                PRECISION,
+            )  # fmt: skip
         tl.debug_barrier()
-        store_rows(dg_out + hv_offset, dg, row, length, HV * K, cols, C, K, EVEN)
+        rows = tl.arange(0, C)
+        for i_k in range((K + BK - 1) // BK):
+            if one_anchor(decay, slot, i_h, i_k * BK, HV, K, BK) != 0:
+                cols = i_k * BK + tl.arange(0, BK)
+                gates = load_rows(g + offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
+                at = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols
+                chunk_total = tl.load(decay + at, mask=cols < K, other=0.0)[None, :]
+                tile_q = load_rows(q_base, row, length, H * K, cols, C, K, EVEN)
+                tile_k = load_rows(k_base, row, length, H * K, cols, C, K, EVEN)
+                sums = tl.cumsum(tl.maximum(gates * LOG2E, LOWEST_LOG2), 0)
+                from_start = tl.exp2(sums)
+                to_end = tl.exp2(tl.minimum(chunk_total - sums, 0.0))
+                anchor = tl.exp2(-0.5 * chunk_total)
+                writes = (tile_k * (to_end * anchor)).to(wide)
+                reads = (tile_q * (from_start * anchor)).to(wide)
+                pairs = load_rows(pairs_out + c_offset, row, length, HV * C, rows, C, C, True).to(wide)
+                dq = tl.dot(pairs, writes, input_precision=PRECISION)
+                dk = tl.dot(tl.trans(pairs), reads, input_precision=PRECISION)
+                share = reads * dq
+                dq *= from_start * anchor
+                d_read = 0.0
+                if erased is not None:
+                    reads = (tile_k * (from_start * anchor)).to(wide)
+                    pairs = load_rows(own_out + c_offset, row, length, HV * C, rows, C, C, True).to(wide)
+                    d_read = tl.dot(pairs, writes, input_precision=PRECISION)
+                    dk = tl.dot(tl.trans(pairs), reads, acc=dk, input_precision=PRECISION)
+                    share += reads * d_read
+                    d_read *= from_start * anchor
+                share -= writes * dk
+                dk *= to_end * anchor
+                _finish(
+                    dq, dk, d_read, share, from_start, to_end, q_base, k_base, g, offset, q_cross, read_cross, k_cross,
+                    carried, dq_out, dk_out, dg_out, row, length, slot, i_h, H * K, cols, HV, K, C, EVEN,
+                )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["T", "N"])
+def _strong_gradients(
+    q, k, g, v, do, erased, decay, pairs_out, own_out, q_cross, read_cross, k_cross, carried, dq_out, dk_out, dg_out,
+    cu_seqlens, scale, N, T,
+    HV: tl.constexpr, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    C: tl.constexpr, MILD_KNOWN: tl.constexpr, PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The same for one chunk's blocks of channels in which one decays too much for one anchor.
+
+    The cross shares have the pairs of channels that do not, if MILD_KNOWN.
+    """
+    slot, i_h = tl.program_id(0) // HV, tl.program_id(0) % HV
+    i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
+    start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
+    row = chunk * C
+    if row < length:
+        EVEN: tl.constexpr = K % BK == 0
+        H: tl.constexpr = HV // G
+        q_base, k_base = q + (start * H + i_h // G) * K, k + (start * H + i_h // G) * K
+        offset = (start * HV + i_h) * K
+        v_offset, c_offset = (start * HV + i_h) * V, (start * HV + i_h) * C
+        wide: tl.constexpr = tl.bfloat16 if q.dtype.element_ty == tl.bfloat16 else tl.float32
+        rows = tl.arange(0, C)
+        for i_k in range((K + BK - 1) // BK):
+            if one_anchor(decay, slot, i_h, i_k * BK, HV, K, BK) == 0:
+                _score_gradients(
+                    v + v_offset, do + v_offset, pairs_out + c_offset, scale, row, length, HV * V, HV * C, V, BV, C,
+                    False, PRECISION,
+                )  # fmt: skip
+                if erased is not None:
+                    _score_gradients(
+                        v + v_offset, erased + v_offset, own_out + c_offset, -1.0, row, length, HV * V, HV * C, V, BV,
+                        C, True, PRECISION,
+                    )  # fmt: skip
+                tl.debug_barrier()
+                pairs = load_rows(pairs_out + c_offset, row, length, HV * C, rows, C, C, True)
+                if erased is not None:
+                    own = load_rows(own_out + c_offset, row, length, HV * C, rows, C, C, True)
+                cols = i_k * BK + tl.arange(0, BK)
+                gates = load_rows(g + offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
+                tile_q = load_rows(q_base, row, length, H * K, cols, C, K, EVEN).to(tl.float32)
+                tile_k = load_rows(k_base, row, length, H * K, cols, C, K, EVEN).to(tl.float32)
+                at = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols
+                chunk_total = tl.load(decay + at, mask=cols < K, other=0.0)[None, :]
+                sums = tl.cumsum(tl.maximum(gates * LOG2E, LOWEST_LOG2), 0)
+                dq = tl.zeros([C, BK], tl.float32)
+                dk = tl.zeros([C, BK], tl.float32)
+                share = tl.zeros([C, BK], tl.float32)
+                d_read = tl.zeros([C, BK], tl.float32)
+                for block in range(1, C // BLOCK_ROWS):
+                    grow, shrink = block_factors(sums, block, C)
+                    reads, writes = (tile_q * grow).to(wide), (tile_k * shrink).to(wide)
+                    to_reads = tl.dot(pairs.to(wide), writes, input_precision=PRECISION)
+                    to_writes = tl.dot(tl.trans(pairs.to(wide)), reads, input_precision=PRECISION)
+                    share += reads * to_reads
+                    dq += to_reads * grow
+                    if erased is not None:
+                        reads = (tile_k * grow).to(wide)
+                        to_reads = tl.dot(own.to(wide), writes, input_precision=PRECISION)
+                        to_writes = tl.dot(tl.trans(own.to(wide)), reads, acc=to_writes, input_precision=PRECISION)
+                        share += reads * to_reads
+                        d_read += to_reads * grow
+                    share -= writes * to_writes
+                    dk += to_writes * shrink
+                dq, dk, share = _near_gradients(
+                    pairs.to(tl.float32), tile_q, tile_k, q_base, k_base, g + offset, row, length, H * K, HV * K, cols,
+                    dq, dk, share, C, K,
+                )  # fmt: skip
+                if erased is not None:
+                    d_read, dk, share = _near_gradients(
+                        own.to(tl.float32), tile_k, tile_k, k_base, k_base, g + offset, row, length, H * K, HV * K,
+                        cols, d_read, dk, share, C, K,
+                    )  # fmt: skip
+                if MILD_KNOWN:
+                    wanted = chunk_total <= ONE_ANCHOR
+                    dq, dk, share = tl.where(wanted, dq, 0.0), tl.where(wanted, dk, 0.0), tl.where(wanted, share, 0.0)
+                    d_read = tl.where(wanted, d_read, 0.0)
+                to_end = tl.exp2(tl.minimum(chunk_total - sums, 0.0))
+                _finish(
+                    dq, dk, d_read, share, tl.exp2(sums), to_end, q_base, k_base, g, offset, q_cross, read_cross,
+                    k_cross, carried, dq_out, dk_out, dg_out, row, length, slot, i_h, H * K, cols, HV, K, C, EVEN,
+                )  # fmt: skip
 
 
 def channel_backward(
-    call: Call, q: Tensor, k: Tensor, v: Tensor, do: Tensor, g: Tensor, sums: Tensor, dq: Tensor, dk: Tensor | None,
-    carried: Tensor | None, cu_seqlens: Tensor | None, scale: float, *, strict: bool = False,
+    call: Call, q: Tensor, k: Tensor, v: Tensor, do: Tensor, g: Tensor, decay: Tensor, q_cross: Tensor,
+    k_cross: Tensor, carried: Tensor, cu_seqlens: Tensor | None, scale: float, *, erased: Tensor | None = None,
+    read_cross: Tensor | None = None, has_pairs: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return dq, dk [B, T, HV, K] and dg, given what the sweeps found of the first two."""
+    """Return dq, dk [B, T, HV, K] and dg, given what crosses the chunks' ends.
+
+    Args:
+        decay: log2 decays of chunks [slots, HV, K].
+        v, do: [B, T, HV, V]; pairs s <= t have the gradient ``scale * do_t . v_s``.
+        q_cross, k_cross: the share of dq and dk without q's and k's own decays.
+        carried: dg at the chunks' ends [slots, HV, K].
+        erased, read_cross: of k as a reader, whose pairs s < t have the gradient ``-erased_t . v_s``, and its cross.
+        has_pairs: whether the cross shares have the pairs inside chunks, but for channels of too strong decay.
+    """
     config = gradients_config(call.K)
-    shared = {**call.sizes(), "N_PADDED": next_power_of_two(call.N), "PRECISION": wide_precision(q)}
-    pairs = torch.empty(call.B, call.T, call.HV, call.chunk, dtype=v.dtype, device=v.device)
-    _score_gradients[(call.slots * call.HV,)](
-        v, do, pairs, cu_seqlens, scale, call.N, call.T, V=call.V, BV=min(64, padded_dim(call.V)), STRICT=strict,
-        **shared, num_warps=4, num_stages=2,
-    )  # fmt: skip
+    dtype = q.dtype if call.HV == call.H else torch.float32
+    dq, dk = (torch.empty_like(q_cross, dtype=dtype) for _ in range(2))
     dg = torch.empty_like(g, dtype=torch.float32)
-    dq_out, dk_out = torch.empty_like(dq), torch.empty_like(dq)
-    _channel_gradients[(call.slots * call.HV * -(-call.K // config.block),)](
-        q, k, g, sums, pairs, dq, dk, carried, dq_out, dk_out, dg, cu_seqlens, call.N, call.T,
-        G=call.HV // call.H, K=call.K, BK=config.block, **shared, num_warps=config.num_warps,
-        num_stages=config.num_stages,
+    pairs, own = (v.new_empty(*v.shape[:3], call.chunk) if x is not None else None for x in (do, erased))
+    sizes = {"G": call.HV // call.H, "K": call.K, "N_PADDED": next_power_of_two(call.N), **call.sizes()}
+    known = q_cross, read_cross, k_cross, carried, dq, dk, dg, cu_seqlens
+    of_pairs = {
+        "V": call.V, "BV": min(64, padded_dim(call.V)), "PRECISION": wide_precision(q), "BK": config.block,
+        "num_warps": config.num_warps, "num_stages": config.num_stages,
+    }  # fmt: skip
+    if has_pairs:
+        tile = scaled_config(call.K)
+        _scaled_gradients[(call.slots * call.HV * -(-call.K // tile.block),)](
+            q, k, g, decay, *known, call.N, call.T, BK=tile.block, num_warps=tile.num_warps,
+            num_stages=tile.num_stages, **sizes,
+        )  # fmt: skip
+    else:
+        _channel_gradients[(call.slots * call.HV,)](
+            q, k, g, v, do, erased, decay, pairs, own, *known, scale, call.N, call.T, **of_pairs, **sizes
+        )
+    _strong_gradients[(call.slots * call.HV,)](
+        q, k, g, v, do, erased, decay, pairs, own, *known, scale, call.N, call.T, MILD_KNOWN=has_pairs, **of_pairs,
+        **sizes,
     )  # fmt: skip
-    return dq_out, dk_out, dg
+    return dq, dk, dg

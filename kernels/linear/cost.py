@@ -85,18 +85,21 @@ def sweep_config(rows: int, cols: int, itemsize: int, programs_per_multiprocesso
 
 
 def prepare_config(key_dim: int) -> SweepConfig:
-    """Return the tile of the kernel that scales q and k of one chunk under a decay per key channel."""
-    return SweepConfig(min(128, padded_dim(key_dim)), 4, 1)
-
-
-def scores_config(key_dim: int) -> SweepConfig:
-    """Return the tile of the kernel for sixteen rows of a chunk's scores under a decay per key channel."""
-    return SweepConfig(min(32, padded_dim(key_dim)), 1, 1)
+    """Return the tile of the kernel that prepares one chunk under a decay per key channel."""
+    return SweepConfig(min(32, padded_dim(key_dim)), 4, 2)
 
 
 def gradients_config(key_dim: int) -> SweepConfig:
-    """Return the tile of the kernel for the gradients inside one chunk of a decay per key channel."""
-    return SweepConfig(16, 1, 1)
+    """Return the tile of the kernel for the gradients inside one chunk of a decay per key channel.
+
+    Two stages: with one, at four warps, Triton 3.6.0 compiles wrong products of bf16 for sm_90.
+    """
+    return SweepConfig(min(32, padded_dim(key_dim)), 4, 2)
+
+
+def scaled_config(key_dim: int) -> SweepConfig:
+    """Return the tile of the kernel that scales gradients inside one chunk and sums those of decays per key channel."""
+    return SweepConfig(min(32, padded_dim(key_dim)), 4, 2)
 
 
 def plan(

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from archspec.kernels.linear.call import COLUMN_GATE, NO_GATE, ROW_GATE, TOKEN_GATE, Call, precision
+from archspec.kernels.linear.channels_fused import ONE_ANCHOR
 from archspec.kernels.linear.cost import padded_dim, sweep_config
 from archspec.kernels.tiles import (
     first_slot,
@@ -34,18 +35,19 @@ NO_SUMS, ROW_SUMS, CHUNK_SUMS = 0, 1, 2
 
 @triton.jit(do_not_specialize=["T", "num_segments", "total_rows"])
 def _sweep(
-    x, y, z, y2, z2, g, decay, scores, states, base, out, last_state, w, sums_out, cu_seqlens,
-    scale, ratio, T, num_segments, total_rows,
+    x, y, z, g, decay, scores, states, out, last_state, w, sums_out, cu_seqlens,
+    scale, T, num_segments, total_rows,
     HV: tl.constexpr, GXY: tl.constexpr, GZ: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr,
     BY: tl.constexpr, BZ: tl.constexpr, C: tl.constexpr,
     REVERSE: tl.constexpr, GATE: tl.constexpr, PAIRS: tl.constexpr, SUMS: tl.constexpr,
-    TRANSPOSED: tl.constexpr, STRICT: tl.constexpr, HAS_START: tl.constexpr, HAS_LAST: tl.constexpr,
+    TRANSPOSED: tl.constexpr, HAS_START: tl.constexpr, HAS_LAST: tl.constexpr,
     PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out = base + scale * (x S + pairs z) with the state S [DY, BZ] in registers; S is kept without the scale.
+    """out = scale * (x S + pairs z) with the state S [DY, BZ] in registers; S is kept without the scale.
 
-    STRICT leaves out each token's pair with itself. A second product (y2, z2), always strict, adds ratio times its
-    own to S and to out: where two products nearly cancel, their sum may be rounded but not each of them.
+    Where the decay falls on the columns, z is already scaled to the chunk's end (or start, in reverse), and out still
+    wants the decay from there: pairs z is brought to the state's scale by e^-G_C. A column whose decay is too strong
+    for that (``ONE_ANCHOR``) leaves its pairs out.
 
     x, y: [rows, HV/GXY, DY]; z, w: [rows, HV/GZ, DZ]; out: [rows, HV, DZ]; states [segments, N*HV, DY, DZ] (or
     transposed). Sums for gate gradients: ROW_SUMS writes sum_d w out and its share through the state to
@@ -104,11 +106,6 @@ def _sweep(
             chunk_total = tl.load(decay + ((slot + chunk) * HV + i_h) * DZ + cols_z, mask=cols_z < DZ, other=0.0)
             state *= tl.exp2(chunk_total)[None, :]
         state += tl.dot(tl.trans(tile_y), update, input_precision=PRECISION)
-        if y2 is not None:
-            tile_y2 = load_rows(y2 + xy_offset, row, length, stride_xy, cols_y, C, DY, EVEN_Y)
-            tile_z2 = load_rows(z2 + z_offset, row, length, stride_z, cols_z, C, DZ, EVEN_Z)
-            update = (tile_z2 * write[:, None]).to(tile_z2.dtype) if GATE == 1 else tile_z2
-            state += tl.dot(tl.trans(tile_y2), update, input_precision=PRECISION) * ratio
 
         if PAIRS == 0:
             result = cross
@@ -117,34 +114,23 @@ def _sweep(
                 pairs = tl.dot(tile_x, tl.trans(tile_y), input_precision=PRECISION)
                 if GATE == 1:
                     pairs *= pair_decay(sums, REVERSE, C)
-                if STRICT or GATE != 1:
-                    pairs = tl.where(seen_pairs(REVERSE, STRICT, C), pairs, 0.0)
+                else:
+                    pairs = tl.where(seen_pairs(REVERSE, False, C), pairs, 0.0)
                 pairs = pairs.to(tile_z.dtype)
             else:
                 pairs = load_rows(scores + (start * HV + i_h) * C, row, length, HV * C, tl.arange(0, C), C, C, True)
                 if REVERSE:
                     pairs = tl.trans(pairs)
-            if y2 is not None:
-                second = tl.dot(tile_x, tl.trans(tile_y2), input_precision=PRECISION)
-                if GATE == 1:
-                    second *= pair_decay(sums, REVERSE, C)
-                second = tl.where(seen_pairs(REVERSE, True, C), second, 0.0).to(tile_z.dtype)
-                more = tl.dot(second, tile_z2, input_precision=PRECISION) * ratio
             if SUMS == 1:
                 result = tl.dot(pairs, tile_z, input_precision=PRECISION)
-                if y2 is not None:
-                    result += more
                 inside = tl.sum(tile_w * (result * scale), 1)
                 result += cross
+            elif GATE == 3:
+                unfold = tl.exp2(tl.where(chunk_total > ONE_ANCHOR, -chunk_total, float("-inf")))
+                result = cross + tl.dot(pairs, tile_z, input_precision=PRECISION) * unfold[None, :]
             else:
                 result = tl.dot(pairs, tile_z, acc=cross, input_precision=PRECISION)
-                if y2 is not None:
-                    result += more
-        stored = result * scale
-        if base is not None:
-            at_base = base + (start * HV + i_h) * DZ
-            stored += load_rows(at_base, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
-        store_rows(out_base, stored, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
+        store_rows(out_base, result * scale, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
         if SUMS == 1:
             rows = tl.arange(0, C)
             at = (tl.cast(i_z, tl.int64) * HV + i_h) * total_rows + start + row + rows
@@ -186,17 +172,13 @@ def launch_sweep(
     *, cu_seqlens: Tensor | None, scale: float, g: Tensor | None = None, decay: Tensor | None = None,
     decay_columns: bool = False, scores: Tensor | None = None, pairs: bool = True,
     reverse: bool = False, transposed: bool = False, last_state: Tensor | None = None, sums: Sums | None = None,
-    strict: bool = False, base: Tensor | None = None, wide: bool = False,
-    second: tuple[Tensor, Tensor] | None = None, ratio: float = 1.0,
+    wide: bool = False,
 ) -> Tensor:  # fmt: skip
     """Run one sweep.
 
     Args:
         states: where each segment starts [segments, N*HV, ...], or None for zeros.
         decay_columns: whether ``decay`` falls on the state's columns.
-        strict: leave out each token's pair with itself.
-        base: what out is added to, fp32 [B, T, HV, DZ].
-        second, ratio: another (y, z), strict, whose product counts ``ratio`` times as much.
 
     Returns:
         out [B, T, HV, DZ], in fp32 when ``wide`` or when it is to be summed over a group of heads.
@@ -209,13 +191,13 @@ def launch_sweep(
     gate = NO_GATE if g is None and decay is None else TOKEN_GATE if decay is None else ROW_GATE
     grid = (call.N * call.HV * -(-DZ // config.block), call.plan.num_segments)
     _sweep[grid](
-        x, y, z, *(second or (None, None)), g, decay, scores, states, base, out, last_state,
+        x, y, z, g, decay, scores, states, out, last_state,
         None if sums is None else sums.w, None if sums is None else sums.out,
-        cu_seqlens, scale, ratio, call.T, call.plan.num_segments, call.rows,
+        cu_seqlens, scale, call.T, call.plan.num_segments, call.rows,
         GXY=call.HV // x.shape[2], GZ=call.HV // z.shape[2], DY=DY, DZ=DZ, BY=padded_dim(DY), BZ=config.block,
         REVERSE=reverse, GATE=COLUMN_GATE if decay_columns else gate,
         PAIRS=GIVEN_PAIRS if scores is not None else OWN_PAIRS if pairs else NO_PAIRS,
-        SUMS=NO_SUMS if sums is None else sums.kind, TRANSPOSED=transposed, STRICT=strict, HAS_START=states is not None,
+        SUMS=NO_SUMS if sums is None else sums.kind, TRANSPOSED=transposed, HAS_START=states is not None,
         HAS_LAST=last_state is not None, PRECISION=precision(z), **call.sizes(),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

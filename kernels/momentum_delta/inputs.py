@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from archspec.kernels.delta.inputs import Order
-
-__all__ = ["MomentumDeltaInputs", "MomentumDeltaState", "Order"]
+Order = Literal["decay_first", "together", "step_first"]
+"""When the decay happens: see ``momentum_delta_rule``."""
 
 
 class MomentumDeltaState(NamedTuple):

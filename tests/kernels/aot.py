@@ -80,13 +80,18 @@ CASES = (
     Case("linear", "bfloat16", "token", _USUAL, "_sweep#0"),
     Case("linear", "bfloat16", "token", _USUAL, "_sweep#2"),
     Case("linear", "bfloat16", "token", _USUAL, "_token_gate_gradient#0"),
-    Case("linear", "bfloat16", "key", _USUAL, "_prepare_channel#0"),
-    Case("linear", "bfloat16", "key", _USUAL, "_channel_scores#0"),
-    Case("linear", "bfloat16", "key", _USUAL, "_channel_gradients#0"),
+    Case("linear", "bfloat16", "key", _USUAL, "_prepare_channels#0"),
+    Case("linear", "bfloat16", "key", _USUAL, "_strong_scores#0"),
+    *(Case("linear", "bfloat16", "key", _USUAL, f"_sweep#{n}") for n in range(4)),
+    Case("linear", "bfloat16", "key", _USUAL, "_scaled_gradients#0"),
+    Case("linear", "bfloat16", "key", _USUAL, "_strong_gradients#0"),
+    Case("linear", "float16", "key", _USUAL, "_channel_gradients#0"),
     Case("linear", "bfloat16", "key", _USUAL, "_chunk_ends#0"),
     Case("linear", "bfloat16", "key", _USUAL, "_boundary_shares#0"),
     Case("linear", "float32", "none", _WIDE, "_sweep#0"),
-    Case("linear", "float32", "key", _WIDE, "_channel_gradients#0"),
+    Case("linear", "float32", "key", _WIDE, "_scaled_gradients#0"),
+    Case("delta", "bfloat16", "key", _USUAL, "_prepare_channels#0"),
+    Case("delta", "bfloat16", "key", _USUAL, "_channel_gradients#0"),
     Case("convolution", "bfloat16", "none", _MODEL, "_conv_forward#0"),
     Case("convolution", "bfloat16", "none", _MODEL, "_conv_slope#0"),
     Case("convolution", "bfloat16", "none", _MODEL, "_conv_backward#0"),
@@ -123,8 +128,8 @@ def _linear(case: Case) -> None:
     q, k, v, g = _tensors(case)
     K = q.shape[-1]
     with patch.object(call, "_num_multiprocessors", lambda _: NUM_MULTIPROCESSORS):
-        o, final, starts = fused._forward_impl(q, k, v, g, None, None, K**-0.5)
-        fused._backward_impl(o, None, q, k, v, g, None, None, final, starts, K**-0.5)
+        o, final, starts, channels = fused._forward_impl(q, k, v, g, None, None, K**-0.5)
+        fused._backward_impl(o, None, q, k, v, g, None, None, final, starts, channels, K**-0.5)
 
 
 def _delta(case: Case) -> None:

@@ -1,1 +1,0 @@
-"""Outputs: what a model says after every item. One file a choice."""

@@ -1,1 +1,0 @@
-"""Inputs: what a model reads. One file a choice."""
