@@ -75,7 +75,8 @@ class CellModule(Declared):
         self.nodes = Named({name: NodeModule(node, self.dims, depth) for name, node in config.nodes.items()})
         self.readout = ReadoutModule(config.readout, f"{path}.readout", widths, sizes, depth)
         inner = self.dims.width(config.output)
-        self.declare({"output": Parameter((inner, model_dim), FAN_IN, decayed=True)})
+        if config.project:
+            self.declare({"output": Parameter((inner, model_dim), FAN_IN, decayed=True)})
         free, order = config.free(), config.ordered()
         self.free = [name for name in order if name in free]
         self.bound = [name for name in order if name not in free]
@@ -95,7 +96,7 @@ class CellModule(Declared):
         for name, tensor in state.items():
             carry.put(f"{self.path}.{name}", tensor)
         combined: Tensor = self.readout(read.to(x.dtype), streams, carry)
-        return combined @ self.output
+        return combined @ self.output if self.config.project else combined
 
     def memory_marks(self) -> list[str]:
         """Return what the paths of the state's tensors contain."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from archspec.cells import PREVIOUS, CellDims, Node
-from archspec.component import Count, Text
+from archspec.component import Count, Flag, Text
 from archspec.composition import Finding, Lowered, Mixer, Path
 from archspec.declarations import num_buffered, source_parameters, stream_width
 from archspec.errors import nearest
@@ -42,6 +42,7 @@ class Cell(Mixer, kind="cell"):
         state: the nodes whose value a later token reads as ``previous.NAME``.
         nodes: what is computed, by name; the order does not matter.
         output: the node that is returned, through read-out and output projection.
+        project: whether there is an output projection.
         readout: norm and gate.
     """
 
@@ -51,6 +52,7 @@ class Cell(Mixer, kind="cell"):
     state: Names
     nodes: dict[Text, Node] = Field(min_length=1)
     output: Text
+    project: Flag = True
     readout: Readout = Field(default_factory=Readout)
 
     def head_dims(self, model_dim: int) -> HeadDims:
@@ -120,7 +122,8 @@ class Cell(Mixer, kind="cell"):
         for name, node in self.nodes.items():
             found.update({f"nodes.{name}.{key}": p for key, p in node.parameters(dims).items()})
         found.update(readout_parameters(self.readout, dims.widths, sizes))
-        found["output"] = Parameter((dims.width(self.output), model_dim), FAN_IN, decayed=True)
+        if self.project:
+            found["output"] = Parameter((dims.width(self.output), model_dim), FAN_IN, decayed=True)
         return found
 
     def own_state(self, model_dim: int) -> Kept:
@@ -140,6 +143,9 @@ class Cell(Mixer, kind="cell"):
         yield from found
         if dims is not None:
             yield from self._width_findings(dims)
+            width = dims.width(self.output)
+            if not self.project and width != model_dim:
+                yield ("project",), f"{self.output} has {width} channels and the model {model_dim}; project them."
             home = "a cell has nodes for that"
             yield from readout_findings(self.readout, ["input", *self.streams], home)
 

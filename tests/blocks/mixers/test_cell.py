@@ -66,6 +66,12 @@ def test_cells_of_every_kind_of_node_hold_the_laws() -> None:
     hold(document(MIXED), length=12)
 
 
+def test_cells_without_an_output_projection_hold_the_laws() -> None:
+    hold(document({**GRU, "project": False}), length=12)
+    with pytest.raises(SpecError, match=r"project: h has 8 channels and the model 16; project them\."):
+        archspec.load(document({**GRU, "dim": {"ratio": 0.5}, "project": False}))
+
+
 def test_cells_can_stand_inside_compositions() -> None:
     hold(document({"kind": "parallel", "of": {"a": GRU, "b": MIXED}, "combine": "gated", "prefix": 2}), length=11)
 
