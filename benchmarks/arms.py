@@ -40,10 +40,11 @@ from archspec.search.candidates import read_back
 from archspec.search.driver import Driver, Limits
 from archspec.search.evaluation import evaluate
 from archspec.search.executors import Outcome, Request
+from archspec.search.files import write_json
 from archspec.search.intervals import t_interval
 from archspec.search.records import load_run
 from archspec.search.requests import prepare, rechecks_for
-from archspec.search.rundir import RunFolder, write_json
+from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import SearchFile, load_search_file, plain
 from archspec.search.trial import Trial
 from archspec.yamltext import parse

@@ -39,7 +39,7 @@ from typing import Any, Protocol
 
 from archspec import commands
 from archspec.search.eventlog import Event, read_events
-from archspec.search.rundir import write_json
+from archspec.search.files import write_json
 from benchmarks.postgresql import server
 
 ROUND = 32  # evaluations in a round of the search below: 24 candidates, 8 of them trained

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from archspec.errors import RunError
-from archspec.search.rundir import write_atomically
+from archspec.search.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from typing import Any
 
 from archspec.search.correlation import interval, partial, spearman, verdict
 from archspec.search.dispatch import Emit
+from archspec.search.files import write_json
 from archspec.search.names import Direction
 from archspec.search.records import Correlation, Run
 from archspec.search.requests import Prepared, fingerprint
-from archspec.search.rundir import RunFolder, write_json
+from archspec.search.rundir import RunFolder
 from archspec.search.survey import survey
 from archspec.search.trial import Trial
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from archspec.errors import RunError
 from archspec.search.executors import Executor, Outcome, Request
+from archspec.search.files import write_json
 from archspec.search.records import Run
-from archspec.search.rundir import RunFolder, write_json
+from archspec.search.rundir import RunFolder
 from archspec.search.shared import SharedResults
 
 MAX_DEATHS = 3  # a worker that dies on the same evaluation this often is no accident

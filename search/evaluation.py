@@ -36,9 +36,10 @@ from archspec.loading import load
 from archspec.search.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
 from archspec.search.cost import measure_cost
 from archspec.search.families import Metric, MetricContext, ModelFactory, Task
+from archspec.search.files import write_json
 from archspec.search.intervals import t_interval
 from archspec.search.recipe import Recipe
-from archspec.search.rundir import machine, write_json
+from archspec.search.rundir import machine
 from archspec.search.settings import score_name
 from archspec.search.training import Checkpoints, Progress, tokens_in, train
 from archspec.search.training_result import TrainingResult
@@ -191,7 +192,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's weights as safetensors, on the CPU, renamed into place."""
     from safetensors.torch import save
 
-    from archspec.search.rundir import write_atomically
+    from archspec.search.files import write_atomically
 
     # Tied weights appear once in named_parameters, and safetensors refuses shared storage.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}

@@ -7,9 +7,8 @@ import json
 import os
 import platform
 import socket
-import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from typing import IO, Any, Self
 
 from archspec import __version__
 from archspec.errors import RunError
+from archspec.search.files import write_atomically, write_json
 from archspec.search.growth import GROWING, NotGrowth, additions
 from archspec.search.report.spectext import spec_text
 from archspec.search.searchfile import SearchFile, differences, plain
@@ -159,38 +159,6 @@ def available_cores() -> int:
     """Return how many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], *, durable: bool = True) -> None:
-    """Write a file beside and rename it into place: a reader sees all of it or none, and it outlives a kill.
-
-    ``durable``: and a power cut, for which it waits for the disk.
-
-    Raises:
-        RunError: when the disk does not take it.
-    """
-    try:
-        descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                write(file)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            os.replace(beside, path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror}); free the disk or choose another folder"
-        ) from error
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write plain data as JSON, atomically."""
-    text = json.dumps(data, allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _make(folder: Path) -> None:

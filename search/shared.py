@@ -22,7 +22,8 @@ from typing import Any
 
 import archspec
 from archspec.errors import RunError
-from archspec.search.rundir import machine, write_atomically, write_json
+from archspec.search.files import write_atomically, write_json
+from archspec.search.rundir import machine
 
 PACKAGE = Path(archspec.__file__).parent
 

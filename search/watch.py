@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from archspec.search.files import write_json
 from archspec.search.records import Run
-from archspec.search.rundir import write_json
 
 PROGRESS = "progress.json"
 WRITE_EVERY_S = 2.0

@@ -33,8 +33,8 @@ from archspec import catalog
 from archspec.errors import RunError, UnsupportedError, UsageError
 from archspec.search.executors import Outcome, Request, Setup
 from archspec.search.executors.remote import Answer, Job, overtime_note, progress_note, serve, versions
+from archspec.search.files import write_atomically
 from archspec.search.resources import Resources
-from archspec.search.rundir import write_atomically
 
 LOOK_EVERY_S = 2.0  # how often the cluster is asked what it has: nodes come and go
 WAITING = b'{"phase": "waiting"}'  # for a node with room, or for a worker to start

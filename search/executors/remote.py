@@ -172,7 +172,7 @@ def _localised(request: Mapping[str, Any], job: Job) -> dict[str, Any]:
 
 
 def _fetched(path: str, fetch: Callable[[], bytes]) -> Path:
-    from archspec.search.rundir import write_atomically
+    from archspec.search.files import write_atomically
 
     CACHE.mkdir(mode=0o700, exist_ok=True)
     local = CACHE / Path(path).name  # a frozen corpus is named by its hash: the same name is the same bytes

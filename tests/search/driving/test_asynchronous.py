@@ -12,9 +12,10 @@ import pytest
 from archspec.search import eventlog
 from archspec.search.driver import Driver, Limits
 from archspec.search.executors import Outcome, Request
+from archspec.search.files import write_json
 from archspec.search.ladder import Halving, expected_shares
 from archspec.search.records import Run, load_run
-from archspec.search.rundir import RunFolder, write_json
+from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import SearchFile
 from archspec.search.settings import Promote
 from archspec.search.trial import Trial
