@@ -129,6 +129,8 @@ class Explanation:
             lines += [f"    not {item['family']}: {item['reason']}" for item in mixer["rejected"]]
             if mixer["family"] == "recurrence":
                 lines.append("  note: this is the slow form that defines the result; no faster one is known")
+            if mixer["family"] == "sequential":
+                lines.append("  note: one token after another, since each sees what the one before has changed")
         return "\n".join(lines)
 
 

@@ -25,8 +25,9 @@ from archspec.kernels.pointwise import gated_product, gated_rms_norm, l2_norm, l
 from archspec.kernels.softmax import KvCache, softmax_attention, softmax_attention_step
 from archspec.kernels.softmax.cache import AttentionInputs
 from archspec.kernels.softmax.sparse import sparse_attention
-from archspec.lowering import Decision, gradient_is_fixed
+from archspec.lowering import Decision
 from archspec.rule import Rule
+from archspec.sequential import sequential
 
 
 class FusedPieces:
@@ -117,8 +118,7 @@ def _online(
     names = list(rule.memory.weights(rule.dims))
     momentum = rule.update.buffers == ("momentum",)
     anchor, decay = rule.update.anchor, rule.retention.decay_gate
-    # Without an anchor the gradient is the token's own, unless it does not see the weights at all.
-    every = anchor.every if anchor is not None else FREE_CHUNK if gradient_is_fixed(rule) else 1
+    every = FREE_CHUNK if anchor is None else anchor.every
     parameters = {name: tensor.to(quantities.state_dtype) for name, tensor in quantities.parameters.items()}
     online_state = OnlineState(
         weights={name: start[f"dual.{name}"] for name in names},
@@ -190,6 +190,7 @@ _FORMS = {
     "momentum_delta": matrices.momentum_delta,
     "scan": scan,
     "anchored": anchored,
+    "sequential": sequential,
     "softmax": _attention,
     "online": _online,
 }

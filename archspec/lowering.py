@@ -13,6 +13,7 @@ is without a way to run: the last family is the token-by-token recurrence itself
 | solve | H and S as linear attention, o = S^T H^-1 q | conjugate gradients over chunks |
 | online | gradients at the anchor of each chunk | chunkwise, by the coefficient matrix c |
 | anchored | the same, whatever makes the weights of their steps | chunkwise, the weights of a chunk side by side |
+| sequential | gradients at weights that the token before has moved | one recorded step a token |
 | recurrence | anything | token by token |
 """
 
@@ -287,9 +288,8 @@ def _not_online(rule: Rule) -> str | None:
         return f"memory {rule.memory.kind} stores tokens, not weights"
     if update.kind not in ("gradient_descent", "momentum"):
         return f"update {update.kind} is not linear in the gradients"
-    free = anchor is None and not gradient_is_fixed(rule)
-    if free and rule.retention.order != "together" and rule.retention.decay_gate is not None:
-        return "gradients are taken at the decayed weights of every token"
+    if anchor is None and not gradient_is_fixed(rule):
+        return "every token's gradient is taken at the weights that the token before it left"
     decay = rule.retention.decay_gate
     if decay is not None and rule.granularity(decay) == "state":
         return "the decay varies per state, along both axes of a weight"
@@ -320,6 +320,16 @@ def _not_anchored(rule: Rule) -> str | None:
     return f"retention {rule.retention.kind} turns pairs of states" if rule.retention.turns else None
 
 
+def _not_sequential(rule: Rule) -> str | None:
+    if rule.memory.grows:
+        return f"memory {rule.memory.kind} stores tokens, not weights"
+    return f"update {rule.update.kind} solves for the weights" if rule.update.solves else None
+
+
+def _sequential_reason(rule: Rule) -> str:
+    return "every token's gradient sees the weights that the one before has moved: one recorded step a token"
+
+
 def _anchored_reason(rule: Rule) -> str:
     anchor = rule.update.anchor
     shared = "that do not see the weights" if anchor is None else f"of {anchor.every} tokens that share an anchor"
@@ -336,9 +346,7 @@ def _online_reason(rule: Rule) -> str:
     anchor = rule.update.anchor
     if anchor is not None:
         return f"gradients of {anchor.every} tokens at their anchor are one batch; c folds decay and momentum"
-    if gradient_is_fixed(rule):
-        return "the gradient does not depend on the weights, so chunks of any length are exact"
-    return "chunks of one token: every token's gradient is taken at the weights before it"
+    return "the gradient does not depend on the weights, so chunks of any length are exact"
 
 
 def _triton_linear(rule: Rule, device: str) -> str:
@@ -396,5 +404,6 @@ FAMILIES: tuple[Family, ...] = (
         _torch,
     ),
     Family("anchored", "chunkwise", _not_anchored, _anchored_reason, _torch),
+    Family("sequential", "step", _not_sequential, _sequential_reason, _torch),
     Family("recurrence", "recurrence", lambda rule: None, lambda rule: "no faster form computes this function", _torch),
 )

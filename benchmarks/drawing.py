@@ -3,7 +3,8 @@
 Whatever the catalogue holds is drawn, plug-ins and new files included; nothing here names a choice. A document is
 drawn in two steps:
 
-1. the four choices, one after the other, evenly from the kinds that are legal with those before in their smallest form;
+1. the four choices, one after the other, evenly from the kinds that are legal with those before in their smallest form,
+   and where gradients are taken, at the token or at an anchor, evenly wherever that makes another function;
 2. every other coordinate by itself, evenly from the values that are legal for it *beside those four kinds alone*.
    What two such coordinates mean for each other is left to chance, so that a document can be illegal.
 
@@ -21,14 +22,22 @@ from contextlib import suppress
 from typing import Any
 
 from archspec.component import FAMILIES
-from archspec.errors import SpecError
 from archspec.json_schema import spec_schema
-from archspec.loading import load
+from benchmarks.documents import (
+    MODEL_DIM,
+    WRITES,
+    Json,
+    are_two_functions,
+    document,
+    document_with,
+    is_legal,
+    mixers_of,
+    put,
+    smallest_composition,
+)
 
-Json = dict[str, Any]
 Wrap = Callable[[Json], Json]
 
-MODEL_DIM = 8
 CHOICES = ("memory", "bias", "retention", "update")
 NUMBERS = (0.5, 1.0, 0.9, 0.1, 2.0, 0.0, -0.5, 1.5, 3.0)
 """Numbers that keep the recurrences bounded over a few tokens, and those at which formulas like to break."""
@@ -57,6 +66,7 @@ UNIT: Json = {"norm": "l2"}
 """What every mixer has unless something else is drawn: on keys of any length, and with steps of 1, most rules that are
 not linear grow without bound, as their equations say."""
 LAWS = ("constant", "normal", "uniform", "log_uniform", "linspace", "arange", "law")
+DRAWN_APART = ("kind", "anchor")
 BLOCK = ("norm", "feed_forward", "placement")
 
 
@@ -117,6 +127,7 @@ class Drawer:
             with suppress(Nothing):  # nothing but unit norm fits beside the four: that stands
                 drawn = self._at(shell, "qk", lambda: self._value(properties["qk"], "qk", 1))
                 found["qk"] = drawn if isinstance(drawn, list) else {**UNIT, **drawn}
+        point = self._evaluation_point(shell)
         for name in CHOICES:
             with suppress(Nothing):  # a required part has no legal value beside the others: the smallest form stands
                 found[name] = self._at(shell, name, functools.partial(self._component, name, shell[name]))
@@ -124,17 +135,32 @@ class Drawer:
             step = found["update"]["step_size"]
             step = step if isinstance(step, dict) else {"kind": "constant", "value": step}
             found["update"]["step_size"] = {**step, "scale": SMALL_STEP["step_size"]["scale"]}
+        found["update"] = {**found["update"], **point}
         drawn = {*shell, "kind", "streams", "gates", "key_dim", "qk"}
         rest = [name for name in properties if name not in drawn]
         found.update(self._optional(properties, rest, shell, 0))
         return found
 
+    def _evaluation_point(self, shell: Json) -> Json:
+        """Return ``anchor: token`` or an anchor, one as likely as the other; nothing where both are one function."""
+        update = shell["update"]
+        documents = [self._wrap({**shell, "update": {**update, "anchor": point}}) for point in ("token", {"every": 2})]
+        if self.conditional and not are_two_functions(*(json.dumps(written, sort_keys=True) for written in documents)):
+            return {}
+        if self.rng.random() < 0.5:
+            return {"anchor": "token"}
+        anchor = {"every": self.rng.choice((2, 3, 4))}
+        properties = _keys_of(self.definitions["Anchor"])
+        names = [name for name in properties if name != "every"]
+        draw = functools.partial(self._optional, properties, names, anchor, 1)
+        return {"anchor": {**anchor, **self._at(shell, "update", lambda: self._at(update, "anchor", draw))}}
+
     def _composed(self, kind: str) -> Json:
         """A composition: its smallest form first, then every mixer inside drawn in its place, then its own keys."""
         properties = self.definitions[f"mixer.{kind}"]["properties"]
         found = smallest = smallest_composition(kind, properties)
-        for path in _mixers(smallest):
-            found = _put(found, path, self.mixer(functools.partial(_document_with, smallest, path)))
+        for path in mixers_of(smallest):
+            found = put(found, path, self.mixer(functools.partial(document_with, smallest, path)))
         self._wrap = document
         rest = [name for name in properties if name not in ("kind", "of", "memory", "attention", "share")]
         return {**found, **self._optional(properties, rest, smallest, 1)}
@@ -200,7 +226,10 @@ class Drawer:
     def _component(self, family: str, shell: Json) -> Json:
         """Return a component of the kind that ``shell`` has, with optional keys drawn."""
         properties = self.definitions[f"{family}.{shell['kind']}"]["properties"]
-        return {**shell, **self._optional(properties, [name for name in properties if name != "kind"], shell, 1)}
+        return {
+            **shell,
+            **self._optional(properties, [name for name in properties if name not in DRAWN_APART], shell, 1),
+        }
 
     def _optional(self, properties: Json, names: Any, shell: Json, depth: int) -> Json:
         """Draw some of the keys ``names`` of a mapping whose smallest form is ``shell``; required ones always."""
@@ -319,12 +348,12 @@ class Drawer:
     def _fits(self, value: Any) -> bool:
         if not self.conditional:
             return True
-        for put in reversed(self._frames):
-            value = put(value)
+        for frame in reversed(self._frames):
+            value = frame(value)
         return self._legal(value)
 
     def _legal(self, value: Any) -> bool:
-        return _is_legal(json.dumps(self._wrap(value), sort_keys=True))
+        return is_legal(json.dumps(self._wrap(value), sort_keys=True))
 
 
 LEGAL_KINDS: dict[bool, dict[str, list[Json]]] = {True: {}, False: {}}
@@ -336,59 +365,11 @@ def _definitions() -> Mapping[str, Json]:
     return definitions
 
 
-@functools.lru_cache(maxsize=100_000)
-def _is_legal(written: str) -> bool:
-    try:
-        load(json.loads(written))
-    except SpecError:
-        return False
-    return True
-
-
-def document(mixer: Json) -> Json:
-    """Return a document of one block with this mixer."""
-    return {"name": "drawn", "model_dim": MODEL_DIM, "blocks": {"main": {"mixer": mixer}}, "layout": "main"}
-
-
-WRITES: Json = {"memory": "matrix", "update": "gradient_descent"}
-ATTENDS: Json = {"memory": "kv", "update": "nonparametric"}
-
-
-def smallest_composition(kind: str, properties: Json) -> Json:
-    """Return the smallest mixer of this kind, with two children where it has several."""
-    found: Json = {"kind": kind}
-    if "experts" in properties:
-        found["experts"] = 2
-    if "attention" in properties:
-        return {**found, "memory": WRITES, "attention": ATTENDS, "segment": 4}
-    of = properties["of"]
-    if of.get("type") == "array":
-        return {**found, "of": [WRITES, WRITES]}
-    return {**found, "of": WRITES if "$ref" in of else {"first": WRITES, "second": WRITES}}
-
-
-def _mixers(found: Json) -> Iterator[tuple[str | int, ...]]:
-    for name in ("memory", "attention"):
-        if name in found:
-            yield (name,)
-    of = found.get("of", {})
-    if "memory" in of:
-        yield ("of",)
-    else:
-        yield from (("of", key) for key in (range(len(of)) if isinstance(of, list) else of))
-
-
-def _document_with(smallest: Json, path: tuple[str | int, ...], mixer: Json) -> Json:
-    return document(_put(smallest, path, mixer))
-
-
-def _put(found: Json, path: tuple[str | int, ...], mixer: Json) -> Json:
-    copied: Json = json.loads(json.dumps(found))
-    inner: Any = copied
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = mixer
-    return copied
+def _keys_of(definition: Json) -> Json:
+    """Return the properties of a mapping that may have a short form."""
+    forms = [definition, *definition.get("anyOf", ())]
+    found: Json = next(form["properties"] for form in forms if "properties" in form)
+    return found
 
 
 def _between(number: float, schema: Json) -> bool:

@@ -46,8 +46,12 @@ class Tally:
 
     drawn: int = 0
     legal: int = 0
-    token_by_token: int = 0
+    recurrent: int = 0
+    sequential: int = 0
     avoidable: int = 0
+    with_point: int = 0
+    at_anchor: int = 0
+    sequential_of_others: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     families: Counter[str] = field(default_factory=Counter)
     illegal: Counter[str] = field(default_factory=Counter)
@@ -86,19 +90,24 @@ class Tally:
         self.families.update({decision.family for decision in plan(spec).decisions.values()})
         mixers = [mixer for block in spec.blocks.values() for _, mixer in inside(block.mixer)]
         rules = [Rule.of(mixer, spec.model_dim) for mixer in mixers if isinstance(mixer, MemoryMixer)]
-        slow = [(rule, decision) for rule in rules if (decision := decide(rule)).family == "recurrence"]
-        if slow:
-            self.token_by_token += 1
-            self.reasons.update(
-                {f"{decision.rejected[-1].family}: {decision.rejected[-1].reason}" for _, decision in slow}
-            )
-            self.avoidable += any(not sequential(rule) for rule, _ in slow)
+        decided = [(rule, decide(rule)) for rule in rules]
+        slow = [(rule, decision) for rule, decision in decided if decision.family in ("sequential", "recurrence")]
+        families = {decision.family for _, decision in slow}
+        self.recurrent += "recurrence" in families
+        self.sequential += families == {"sequential"}
+        self.avoidable += any(not sequential(rule) for rule, _ in slow)
+        self.reasons.update({f"{decision.family}: {decision.rejected[-1].reason}" for _, decision in slow})
+        at_token, at_anchor = any(map(sequential, rules)), any(rule.update.anchor is not None for rule in rules)
+        self.with_point += at_token or at_anchor
+        self.at_anchor += at_anchor and not at_token
+        self.sequential_of_others += bool(slow) and not at_token
 
 
 def sequential(rule: Rule) -> bool:
     """Whether every token's gradient sees, through something nonlinear, weights that the token before has moved.
 
-    No exact form of such a rule treats tokens side by side; of all others one may exist.
+    It does where its evaluation point is the token, and not where it is an anchor. No exact form of such a rule treats
+    tokens side by side; of all others one may exist.
     """
     if (
         rule.memory.grows
@@ -140,8 +149,8 @@ def run_all(draws: int, seed: int, jobs: int, richness: float = RICHNESS, *, con
 
 def report(tally: Tally, seed: int, seconds: float) -> str:
     """Return the result as Markdown."""
-    avoidable = tally.avoidable / max(1, tally.legal)
-    legal, slow = tally.legal / tally.drawn, tally.token_by_token / max(1, tally.legal)
+    drawn, legal = tally.drawn, max(1, tally.legal)
+    others = max(1, tally.legal - (tally.with_point - tally.at_anchor))
     lines = [
         "# Random draws from the grammar",
         "",
@@ -154,20 +163,30 @@ def report(tally: Tally, seed: int, seconds: float) -> str:
         "",
         "| figure | found |",
         "|---|---|",
-        f"| drawn | {tally.drawn:,} |",
-        f"| legal | {tally.legal:,} ({legal:.1%}) |",
+        f"| drawn | {drawn:,} |",
+        f"| legal | {tally.legal:,} ({tally.legal / drawn:.1%}) |",
         f"| legal and failing | {len(tally.failures):,} |",
-        f"| legal and diverging by their own equations (not held to agreement) | {len(tally.diverging):,} |",
-        f"| legal and run token by token | {tally.token_by_token:,} ({slow:.1%}) |",
-        f"| ... of a rule that is not sequential by nature | {tally.avoidable:,} ({avoidable:.1%}) |",
+        f"| legal and diverging by their own equations (not held to agreement) | {len(tally.diverging):,} "
+        f"({len(tally.diverging) / legal:.1%}) |",
+        f"| legal and left to the recurrence that defines them | {tally.recurrent:,} ({tally.recurrent / legal:.1%}) |",
+        f"| legal and one recorded step a token (family sequential) | {tally.sequential:,} "
+        f"({tally.sequential / legal:.1%}) |",
+        f"| legal, one token after another in either way, with a rule that is not so by nature | {tally.avoidable:,} "
+        f"({tally.avoidable / legal:.1%}) |",
+        f"| legal, with a rule for which the evaluation point makes another function | {tally.with_point:,} |",
+        f"| ... drawn at an anchor | {tally.at_anchor:,} |",
+        f"| ... drawn at the token: sequential by nature | {tally.with_point - tally.at_anchor:,} |",
+        f"| of all others, one token after another | {tally.sequential_of_others:,} "
+        f"({tally.sequential_of_others / others:.1%}) |",
         "",
         "A rule is sequential by nature when each token's gradient sees, through something nonlinear (a network, a",
         "loss that is not a square, a link, Muon), weights that the token before has moved: no exact form treats such",
-        "tokens side by side.",
+        "tokens side by side. Where gradients are taken (at the token, or at an anchor that several tokens share) is a",
+        "coordinate, drawn evenly.",
     ]
     for title, counts in (
         ("Legal documents by family (a document may have several)", tally.families),
-        ("Why documents run token by token: what the last family says", tally.reasons),
+        ("Why documents run one token after another: what the family before says", tally.reasons),
         ("Why documents are illegal", tally.illegal),
     ):
         lines += ["", f"## {title}", "", "| documents | |", "|---|---|"]

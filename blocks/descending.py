@@ -18,6 +18,13 @@ Keeper = Callable[[Tensor], Tensor]
 
 def descend(rule: Rule, token: Quantities, state: MemoryState, position: int) -> tuple[Tensor, MemoryState]:
     """Advance weights by one token, in the layout [B, H, C, d] (C > 1: several steps a token), and read."""
+    source, after = advance(rule, token, state, position)
+    read = rule.memory.network(product(source), token.query, token.parameters)
+    return rule.memory.finish(read, rule.dims).squeeze(2), after
+
+
+def advance(rule: Rule, token: Quantities, state: MemoryState, position: int) -> tuple[Weights, MemoryState]:
+    """Advance weights by one token; return those that its query reads, and the state after it."""
     names = list(rule.memory.weights(rule.dims))
     before = {name: state[f"dual.{name}"] for name in names}
     keep = {name: _keeper(rule, token, name) for name in names}
@@ -43,9 +50,7 @@ def descend(rule: Rule, token: Quantities, state: MemoryState, position: int) ->
             weights = anchored if lags else weights
         after.update({f"anchor.{name}": tensor for name, tensor in anchored.items()})
         after.update({f"linear.{name}": tensor for name, tensor in moves.items()})
-    source = (linear or _linked(rule, before)) if rule.read == "before" else weights
-    read = rule.memory.network(product(source), token.query, token.parameters)
-    return rule.memory.finish(read, rule.dims).squeeze(2), after
+    return (linear or _linked(rule, before)) if rule.read == "before" else weights, after
 
 
 def _in_chunk(rule: Rule, state: MemoryState, anchored: Weights, fresh: bool) -> Weights:

@@ -93,10 +93,10 @@ def test_it_is_the_recurrence_whole_split_and_stepped(name: str) -> None:
             close(step.logits, wanted.logits[:, t])
 
 
-def test_only_gradients_at_moving_weights_are_left_to_the_recurrence() -> None:
+def test_gradients_at_moving_weights_are_left_to_one_token_after_another() -> None:
     mapping = document("softmax")
     mapping["blocks"]["main"]["mixer"]["update"] = {"kind": "gradient_descent", "step_size": STEP}
     decision = plan(load(mapping)).decisions["blocks.main.mixer"]
     reasons = {rejection.family: rejection.reason for rejection in decision.rejected}
-    assert decision.family == "recurrence"
+    assert decision.family == "sequential"
     assert reasons["anchored"] == "every token's gradient is taken at the weights that the token before it left"

@@ -211,10 +211,10 @@ def test_initialisation_depends_on_the_seed_and_on_nothing_else() -> None:
 
 def test_explain_names_what_runs_and_what_was_rejected() -> None:
     decision = plan(load(document("matrix", "lp", "gdn", "gd"))).decisions["blocks.main.mixer"]
-    assert decision.family == "recurrence"
+    assert decision.family == "sequential"
     reasons = {rejection.family: rejection.reason for rejection in decision.rejected}
     assert reasons["delta"] == "bias lp has an error that is not M(k) - v"
-    assert reasons["online"] == "gradients are taken at the decayed weights of every token"
+    assert reasons["online"] == "every token's gradient is taken at the weights that the token before it left"
     on_gpu = plan(load(document("matrix", "dot", "gdn", "gd")), device="cuda").decisions["blocks.main.mixer"]
     assert (on_gpu.family, on_gpu.kernel) == ("linear", "triton")
 
