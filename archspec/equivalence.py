@@ -124,8 +124,14 @@ def _simple_bias(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
 
 
 def _fixed_gradient(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
-    """On a matrix under dot the gradient does not see W: decay_first is together, and any anchor is the token."""
-    if mixer.memory.kind != "matrix" or mixer.bias.error != "value" or mixer.retention.has_link:
+    """On a matrix under dot the gradient does not see W: decay_first is together, and any anchor is the token.
+
+    Not so where a link applies at anchors: it is what is read that changes there.
+    """
+    anchor = mixer.update.anchor
+    if mixer.memory.kind != "matrix" or mixer.bias.error != "value":
+        return mixer
+    if mixer.retention.has_link and anchor is not None and anchor.link == "anchor":
         return mixer
     retention, update = mixer.retention, mixer.update
     # Several steps a token share one decay, which has no place "together" with each of them.
