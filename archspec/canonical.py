@@ -17,6 +17,7 @@ from typing import Any
 
 from archspec.component import Component
 from archspec.composition import Mixer
+from archspec.ends import Head, Input
 from archspec.equivalence import simplified
 from archspec.families import Dim, FeedForward, Gate, Retention
 from archspec.program import Embed, Inject, Ponder, Remember, RunLayer, unroll
@@ -46,14 +47,18 @@ def canonical(spec: Spec) -> dict[str, Any]:
     injected = any(isinstance(step, Inject) for step in program.instructions)
     return {
         "model_dim": spec.model_dim,
-        "input": spec.input.model_dump(
-            mode="json", exclude=None if spec.input.position == "learned" else {"max_length"}
-        ),
-        "output": spec.output.model_dump(mode="json"),
+        "input": _end(spec.input, () if spec.input.position == "learned" else ("max_length",)),
+        "output": _end(spec.output),
         "norm": _plain(spec.norm),
         "blocks": distinct,
         "layers": steps if injected else [step for step in steps if step[0] != "remember"],
     }
+
+
+def _end(end: Input | Head, idle: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return an input or output without the sizes that come from the task."""
+    found = {name: _plain(getattr(end, name)) for name in type(end).model_fields}
+    return {"kind": end.kind, **{name: x for name, x in found.items() if name not in (*idle, *end.from_task)}}
 
 
 def architecture_hash(spec: Spec) -> str:

@@ -29,6 +29,8 @@ BLOCK_FOLDERS = (
     "archspec.blocks.mixers",
     "archspec.blocks.nodes",
     "archspec.blocks.outputs",
+    "archspec.blocks.inputs",
+    "archspec.blocks.heads",
 )
 SEARCH_FOLDERS = ("archspec.search.tasks", "archspec.search.metrics")
 PLUGINS_VARIABLE = "ARCHSPEC_PLUGINS"

@@ -29,7 +29,7 @@ class Complexity:
 
     Args:
         parameters: scalars learned.
-        non_embedding_parameters: the same without the token embedding, learned positions and an untied output.
+        non_embedding_parameters: the same without the input's map, learned positions and an output of its own.
         flops_per_token: forward, at ``context`` tokens; of every pass of a loop that may halt.
         expected_flops_per_token: the same with the passes that a token takes before training.
         context: tokens in the context of the FLOPs.
@@ -65,13 +65,14 @@ def predict(spec: Spec, vocab_size: int = 256, context: int = 2048) -> Complexit
     non_embedding = sum(own[name] for name in program.blocks)
     if spec.norm is not None:
         non_embedding += sum(p.size for p in spec.norm.parameters(spec.model_dim).values())
-    embedding = vocab_size * spec.model_dim * (1 if spec.output.tied else 2)
+    ends = (spec.input.parameters(spec.model_dim, vocab_size), spec.output.parameters(spec.model_dim, vocab_size))
+    embedding = sum(parameter.size for end in ends for parameter in end.values())
     if spec.input.position == "learned":
         embedding += spec.input.max_length * spec.model_dim
-    flops = 2 * vocab_size * spec.model_dim
+    flops = spec.input.flops_per_item(spec.model_dim) + 2 * spec.output.width(vocab_size) * spec.model_dim
     each = {name: _block_flops(block, spec, context) for name, block in used.items()}
     keeps = {name: mixer_kept(block.mixer, spec.model_dim) for name, block in used.items()}
-    kept = Kept()
+    kept = Kept(memory=0 if spec.output.pooled == "last" else spec.model_dim)
     for step in program.instructions:
         if isinstance(step, RunLayer):
             block = used[program.blocks[step.index]]

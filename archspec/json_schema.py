@@ -8,11 +8,11 @@ value any node (``choice``, ``range``, ``var``) may stand.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from archspec import catalog
 from archspec.component import FAMILIES, Component, Family
-from archspec.families import Gate
+from archspec.families import Activation, Gate
 from archspec.schema import Block, Spec
 
 Json = dict[str, Any]
@@ -96,6 +96,8 @@ def _family(family: Family) -> Json:
         options += [{"type": "string"}, {"type": "array", "items": {"$ref": "#/$defs/layout"}, "minItems": 1}]
     if family.name == "projection":
         options.append({"type": "array", "items": {"$ref": "#/$defs/projection"}})
+    if family.name == "output_stage":
+        options.append({"enum": list(get_args(Activation)), "description": "a function of every channel"})
     options += [{"$ref": f"#/$defs/{family.name}.{kind}"} for kind in sorted(family.members)]
     return {"title": family.noun, "anyOf": options}
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from archspec.component import Component, Count, Flag, Integer, Number, Off, StrictModel, Text
 from archspec.composition import Mixer
+from archspec.ends import Head, Input
 from archspec.families import (
     Bias,
     Dim,
@@ -112,6 +113,10 @@ def _as_stages(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value if isinstance(value, tuple) else (value,)
 
 
+STAGE_SCHEMA = {"x-archspec-family": "output_stage"}
+STAGES_SCHEMA = {"anyOf": [STAGE_SCHEMA, {"type": "array", "items": STAGE_SCHEMA}]}
+
+
 class MemoryMixer(Mixer, kind="memory"):
     """Memory x attentional bias x retention gate x update rule, with the projections and read-out around them.
 
@@ -141,7 +146,7 @@ class MemoryMixer(Mixer, kind="memory"):
     retention: Retention = Field(default_factory=lambda: Retention.parse("none"))
     update: Update
     readout: Readout = Field(default_factory=Readout)
-    output: Annotated[tuple[OutputStage, ...], BeforeValidator(_as_stages)] = ()
+    output: Annotated[tuple[OutputStage, ...], BeforeValidator(_as_stages), WithJsonSchema(STAGES_SCHEMA)] = ()
 
     @property
     def stages(self) -> tuple[OutputStage, ...]:
@@ -341,29 +346,6 @@ class Loop(Layout, kind="loop"):
             yield from self.of.names()
 
 
-class TokenInput(Part):
-    """Tokens come in through an embedding; ``position`` adds a code of the token's index."""
-
-    short_forms: ClassVar[tuple[dict[str, Any], ...]] = ({"const": "tokens"},)
-
-    kind: Literal["tokens"] = "tokens"
-    position: Literal["none", "learned", "sinusoidal"] = "none"
-    max_length: Count = 2048
-
-
-class TokenOutput(Part):
-    """Logits over the vocabulary; ``tied`` uses the embedding's weights."""
-
-    short_forms: ClassVar[tuple[dict[str, Any], ...]] = ({"const": "tokens"},)
-
-    kind: Literal["tokens"] = "tokens"
-    tied: Flag = True
-
-
-def _by_name(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
 class Spec(StrictModel):
     """A whole document: one sequence model.
 
@@ -379,8 +361,8 @@ class Spec(StrictModel):
     name: Annotated[Text, Field(min_length=1, max_length=200)]
     about: About = Field(default_factory=About)
     model_dim: Annotated[Count, Field(le=65536)]
-    input: Annotated[TokenInput, BeforeValidator(_by_name)] = Field(default_factory=TokenInput)
-    output: Annotated[TokenOutput, BeforeValidator(_by_name)] = Field(default_factory=TokenOutput)
+    input: Input = Field(default_factory=lambda: Input.parse("tokens"))
+    output: Head = Field(default_factory=lambda: Head.parse("tokens"))
     norm: Annotated[Norm | None, Off] = Field(default_factory=lambda: Norm.parse("rms"))
     blocks: dict[Text, Block] = Field(min_length=1)
     layout: Layout

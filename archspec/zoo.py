@@ -29,6 +29,8 @@ CHOICE_FAMILIES = (
     "feed_forward",
     "mixer",
     "node",
+    "input",
+    "output",
 )
 
 AXES = ("memory", "bias", "retention", "update")

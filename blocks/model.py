@@ -16,8 +16,9 @@ from archspec.blocks.gating import join_layers
 from archspec.blocks.halting import HaltingModule, Pondering
 from archspec.blocks.mixer import MemoryMixerModule
 from archspec.blocks.projection import NormModule
+from archspec.errors import UnsupportedError
 from archspec.families import FeedForward, Norm
-from archspec.initial import FAN_IN, Initial, Parameter
+from archspec.initial import Initial, Parameter
 from archspec.program import Embed, Inject, Ponder, Remember, RunLayer, unroll
 from archspec.schema import Block, Spec
 
@@ -109,34 +110,53 @@ def _maybe(norm: NormModule | None, x: Tensor) -> Tensor:
     return result
 
 
-class TokenInputModule(Declared):
-    """Token embedding, with a code of the position when the spec asks for one."""
+class InputModule(Declared):
+    """What comes in as the residual stream, with a code of the position when the spec asks for one."""
 
     weight: Tensor
     position_weight: Tensor
 
     def __init__(self, spec: Spec, vocab_size: int) -> None:
         super().__init__()
-        self.position, self.max_length = spec.input.position, spec.input.max_length
-        self.model_dim = spec.model_dim
-        self.declare({"weight": Parameter((vocab_size, spec.model_dim), Initial(normal=spec.model_dim**-0.5))})
-        if self.position == "learned":
-            self.declare({"position_weight": Parameter((self.max_length, spec.model_dim), Initial(normal=0.02))})
+        self.input, self.model_dim = spec.input, spec.model_dim
+        self.declare(spec.input.parameters(spec.model_dim, vocab_size))
+        if self.input.position == "learned":
+            shape = (self.input.max_length, spec.model_dim)
+            self.declare({"position_weight": Parameter(shape, Initial(normal=0.02))})
 
-    def forward(self, tokens: Tensor, position: int) -> Tensor:
-        """Return [B, T, D] for tokens [B, T] whose first is at ``position``."""
-        x = self.weight[tokens]
-        index = torch.arange(position, position + tokens.shape[1], device=tokens.device)
-        if self.position == "learned":
-            if position + tokens.shape[1] > self.max_length:
+    def forward(self, items: Tensor, position: int) -> Tensor:
+        """Return [B, T, D] for items [B, T] or [B, T, dim] whose first is at ``position``."""
+        x = self.input.embed(items, self.values())
+        index = torch.arange(position, position + items.shape[1], device=items.device)
+        if self.input.position == "learned":
+            if position + items.shape[1] > self.input.max_length:
                 raise IndexError(
-                    f"input: token {position + tokens.shape[1] - 1} is beyond the {self.max_length} learned positions; "
-                    "raise input.max_length or use another position"
+                    f"input: token {position + items.shape[1] - 1} is beyond the {self.input.max_length} learned "
+                    "positions; raise input.max_length or use another position"
                 )
             x = x + self.position_weight[index]
-        elif self.position == "sinusoidal":
+        elif self.input.position == "sinusoidal":
             x = x + sinusoid(index, self.model_dim).to(x.dtype)
         return x
+
+
+def pooled(x: Tensor, pool: str, carry: Carry) -> Tensor:
+    """Return what is read after each item of x [B, T, D]: it, or the mean or maximum of all up to it.
+
+    The sum or maximum so far is kept in at least fp32.
+    """
+    if pool == "last":
+        return x
+    path, wide = f"output.{pool}", x.to(torch.promote_types(x.dtype, torch.float32))
+    kept = carry.take(path)
+    if pool == "mean":
+        totals = wide.cumsum(1) if kept is None else kept[:, None] + wide.cumsum(1)
+        counts = torch.arange(carry.position + 1, carry.position + 1 + x.shape[1], device=x.device)
+        found = totals / counts[:, None]
+    else:
+        found = totals = wide.cummax(1).values if kept is None else torch.maximum(wide.cummax(1).values, kept[:, None])
+    carry.put(path, totals[:, -1])
+    return found.to(x.dtype)
 
 
 def sinusoid(index: Tensor, dim: int) -> Tensor:
@@ -151,7 +171,7 @@ BuildMixer = Callable[[Block, str, tuple[int, int]], nn.Module]
 
 
 class SequenceModel(Declared):
-    """A compiled spec: tokens in, logits and state out.
+    """A compiled spec: tokens (or what else its input is) in, logits (or what else its output is) and state out.
 
     Args:
         spec: the checked spec.
@@ -159,13 +179,12 @@ class SequenceModel(Declared):
         build_mixer: makes the mixer of a block, given its path and (layer, number of layers).
     """
 
-    head: Tensor
-    embedding: TokenInputModule
+    embedding: InputModule
 
     def __init__(self, spec: Spec, vocab_size: int, build_mixer: BuildMixer) -> None:
         super().__init__()
         self.spec, self.vocab_size = spec, vocab_size
-        self.embedding = TokenInputModule(spec, vocab_size)
+        self.embedding = InputModule(spec, vocab_size)
         self.program = unroll(spec.layout)
         count = len(self.program.blocks)
         self.layers = nn.ModuleList()
@@ -178,19 +197,22 @@ class SequenceModel(Declared):
         self.halting = nn.ModuleDict(
             {str(loop): HaltingModule(halt, spec.model_dim) for loop, halt in self.program.halts().items()}
         )
-        if not spec.output.tied:
-            self.declare({"head": Parameter((spec.model_dim, vocab_size), FAN_IN, decayed=True)})
+        self.declare(spec.output.parameters(spec.model_dim, vocab_size))
 
     def forward(self, tokens: Tensor, state: State | None = None) -> Output:
-        """Return logits [B, T, vocab] for tokens [B, T], continuing from ``state``."""
+        """Return logits [B, T, vocab] for tokens [B, T], continuing from ``state``.
+
+        With other inputs and outputs: [B, T, n] for items [B, T, dim].
+        """
         return self._advance(tokens, self._carry(state))
 
     def _advance(self, tokens: Tensor, carry: Carry) -> Output:
         x = self._run(tokens, carry)[-1]
-        return Output(self._logits(x), State(carry.outgoing, carry.position + tokens.shape[1]), _total(carry))
+        logits = self.spec.output.apply(pooled(x, self.spec.output.pooled, carry), self.values(), self.embedding.weight)
+        return Output(logits, State(carry.outgoing, carry.position + tokens.shape[1]), _total(carry))
 
     def step(self, token: Tensor, state: State | None = None, *, inplace: bool = False) -> Output:
-        """Return logits [B, vocab] for one token [B] of each sequence, continuing from ``state``.
+        """Return logits [B, vocab] for one token [B] (or item [B, dim]) of each sequence, continuing from ``state``.
 
         Args:
             inplace: memories may write their new state into the tensors of ``state``, which is then used up.
@@ -213,7 +235,13 @@ class SequenceModel(Declared):
         """Return tokens [B, T + max_new_tokens]: the prompt [B, T] and its sampled continuation.
 
         ``temperature`` 0 takes the most likely token each time; ``top_k`` samples among that many only.
+
+        Raises:
+            UnsupportedError: a model that does not go from tokens to tokens.
         """
+        ends = (self.spec.input.kind, self.spec.output.kind)
+        if ends != ("tokens", "tokens"):
+            raise UnsupportedError(f"generate: it goes from tokens to tokens, and this model from {' to '.join(ends)}.")
         output = self(tokens)
         logits, state, found = output.logits[:, -1], output.state, [tokens]
         for index in range(max_new_tokens):
@@ -282,9 +310,6 @@ class SequenceModel(Declared):
             code = code + sinusoid(places, x.shape[-1])
         return code.to(x.dtype)
 
-    def _logits(self, x: Tensor) -> Tensor:
-        return x @ (self.embedding.weight.t() if self.spec.output.tied else self.head)
-
 
 def _total(carry: Carry) -> Tensor | None:
     return torch.stack(carry.auxiliary).sum() if carry.auxiliary else None
@@ -301,7 +326,7 @@ def _sample(logits: Tensor, temperature: float, top_k: int | None, generator: to
 
 
 def num_parameters(model: nn.Module, *, embedding: bool = True) -> int:
-    """Return the number of scalars learned, with or without the token embedding and an untied output."""
+    """Return the number of scalars learned, with or without the input's map and an output of its own."""
     total = sum(parameter.numel() for parameter in model.parameters())
     if embedding or not isinstance(model, SequenceModel):
         return total

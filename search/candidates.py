@@ -10,7 +10,7 @@ from typing import Any
 
 from archspec import complexity, loading
 from archspec.canonical import architecture_hash
-from archspec.errors import RunError, SpecError
+from archspec.errors import Problem, RunError, SpecError
 from archspec.lowering import Plan
 from archspec.schema import Spec
 from archspec.search.constraints import forecast, violations
@@ -87,6 +87,10 @@ def judge(document: LocatedMap, search: SearchFile, *, exempt: bool = False) -> 
         SpecError: when the document is malformed or illegal.
     """
     spec = loading.validate(document)
+    for end, choice in (("input", spec.input), ("output", spec.output)):
+        if choice.kind != "tokens":
+            message = f"the tasks of a search are sequences of tokens, found {choice.kind}; use 'tokens'."
+            raise SpecError([Problem(*document.marks.get(end, document.mark), end, message)])
     found = forecast(spec, search.settings, search.objectives)
     broken = [] if exempt else list(violations(found, search.settings))
     code = architecture_hash(spec)

@@ -15,7 +15,7 @@ from typing import Any
 
 from archspec.errors import RunError
 from archspec.search.driver import Driver, Limits, OnEvent
-from archspec.search.executors import Setup, make_executor
+from archspec.search.executors import Executor, Setup, make_executor
 from archspec.search.families import Metric, Task
 from archspec.search.records import Run
 from archspec.search.resources import Resources
@@ -107,42 +107,55 @@ def run(
         SpecError: when the file is not a valid search.
         RunError: when the folder is in use, or holds a run of another file.
     """
+    _refuse_in_worker()
+    changes = {"seed": seed, "study": study, "device": device, "trials": trials, "timeout_s": timeout}
+    changes |= {"workers": workers, "storage": storage}
+    search = load_search_file(search_file, overrides, tasks=tasks, metrics=metrics, changes=changes, folder=relative_to)
+    path = Path(run_dir) if run_dir is not None else Path(runs_dir) / search.settings.study
+    return _carried_out(search, path, (executor, address), command, on_event, on_start)
+
+
+def _refuse_in_worker() -> None:
     if os.environ.get("ARCHSPEC_WORKER"):
         raise RunError(
             "this script starts a search while a worker imports it for its tasks or metrics; "
             "put the call under `if __name__ == '__main__':`, or move the classes to a module"
         )
-    changes = {"seed": seed, "study": study, "device": device, "trials": trials, "timeout_s": timeout}
-    changes |= {"workers": workers, "storage": storage}
-    search = load_search_file(
-        search_file,
-        overrides,
-        tasks=tasks,
-        metrics=metrics,
-        changes=changes,
-        folder=relative_to,
-    )
+
+
+def _carried_out(
+    search: SearchFile,
+    path: Path,
+    executor: tuple[str, str | None],
+    command: str,
+    on_event: OnEvent | None,
+    on_start: Callable[[Run], None] | None,
+) -> SearchResult:
+    """Search in a folder, with the executor of that name and address; see ``run``."""
     settings = search.settings
-    path = Path(run_dir) if run_dir is not None else Path(runs_dir) / settings.study
     limits = Limits(settings.trials or settings.candidates, settings.timeout_s, command)
     with RunFolder(path, search) as folder:
-        setup = Setup(
-            folder.path / "logs",
-            *_sources(search),
-            settings.evaluation_timeout_s,
-            settings.resources or Resources(),
-            address,
-            folder.identity,
-            folder.path / IDENTITY,
-        )
-        pool = make_executor(executor, settings.workers, settings.device, setup)
-        driver = Driver(search, folder, pool, limits, on_event)
+        driver = Driver(search, folder, _executor(search, folder, *executor), limits, on_event)
         if on_start is not None:
             on_start(driver.run)
         with _signals(limits.stop.append):
             status = driver.execute()
         report = _report(folder.path)
     return SearchResult(driver.run, status, report)
+
+
+def _executor(search: SearchFile, folder: RunFolder, name: str, address: str | None) -> Executor:
+    settings = search.settings
+    setup = Setup(
+        folder.path / "logs",
+        *_sources(search),
+        settings.evaluation_timeout_s,
+        settings.resources or Resources(),
+        address,
+        folder.identity,
+        folder.path / IDENTITY,
+    )
+    return make_executor(name, settings.workers, settings.device, setup)
 
 
 def _report(folder: Path) -> Path:

@@ -32,9 +32,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from archspec.search.consistency import promotion_metrics, rankable
 from archspec.search.correlation import average_ranks
 from archspec.search.names import Direction
-from archspec.search.searchfile import SearchFile, promotion_metrics, rankable
+from archspec.search.searchfile import SearchFile
 from archspec.search.settings import Promote, Settings
 from archspec.search.trial import Trial
 

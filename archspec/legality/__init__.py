@@ -20,6 +20,9 @@ from archspec.schema import Cycle, Layout, Loop, MemoryMixer, Spec
 def check(spec: Spec) -> list[Finding]:
     """Return everything that is illegal in a spec whose form is right; an empty list means it can run."""
     findings = [*_layout(spec), *_headless_norm(spec.norm, ("norm",))]
+    if spec.output.reads_embedding and spec.input.kind != "tokens":
+        message = f"tied to the embedding, it needs input tokens, found {spec.input.kind}; write tied: false."
+        findings.append((("output",), message))
     for name, block in spec.blocks.items():
         findings.extend(_headless_norm(block.norm, ("blocks", name, "norm")))
         findings.extend(_mixer(block.mixer, spec.model_dim, ("blocks", name, "mixer")))

@@ -12,19 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from archspec.errors import UnsupportedError, unknown
-from archspec.kernels.backend import (
-    check_cu_seqlens,
-    check_floating,
-    check_groups,
-    check_shape,
-    default_scale,
-    resolve_backend,
-)
+from archspec.kernels.backend import check_cu_seqlens, check_floating, check_shape, default_scale, resolve_backend
+from archspec.kernels.delta.checks import check_keys
 from archspec.kernels.delta.chunked import delta_rule_chunked
 from archspec.kernels.delta.inputs import DeltaInputs, Order
 from archspec.kernels.delta.reference import delta_rule_reference
 from archspec.kernels.delta.step import delta_rule_step
-from archspec.kernels.dplr.inputs import check_same_dtype, check_tokens, expand_gate, expand_heads, run_sequences
+from archspec.kernels.dplr.inputs import expand_gate, run_sequences
 
 __all__ = ["delta_rule", "delta_rule_step"]
 
@@ -133,23 +127,6 @@ def _check(
     erase_key: Tensor | None,
 ) -> tuple[DeltaInputs, dict[str, int]]:
     """Check shapes, dtypes and devices, and expand every head to HV."""
-    sizes: dict[str, int] = {}
-    check_shape(_OP, "q", q, "B T H K", sizes)
-    check_shape(_OP, "k", k, "B T H K", sizes)
-    check_shape(_OP, "v", v, "B T HV V", sizes)
-    check_groups(_OP, sizes["H"], sizes["HV"])
-    check_tokens(_OP, sizes["T"])
-    for name, x in (("beta", beta), ("write_beta", write_beta)):
-        if x is not None:
-            check_shape(_OP, name, x, "B T HV K" if x.ndim == 4 else "B T HV", sizes)
-    for name, x in (("read_key", read_key), ("erase_key", erase_key)):
-        if x is not None:
-            grouped = x.ndim == 4 and x.shape[2] == sizes["H"]
-            check_shape(_OP, name, x, "B T H K" if grouped else "B T HV K", sizes)
-    keys = {"read_key": read_key, "erase_key": erase_key}
-    check_floating(_OP, v.device, q=q, k=k, v=v, beta=beta, g=g, write_beta=write_beta, **keys)
-    check_same_dtype(_OP, q=q, k=k, v=v, **{name: x for name, x in keys.items() if x is not None})
-    expanded = (None if x is None else expand_heads(x, sizes["HV"]) for x in (q, k, read_key, erase_key))
-    query, key, reader, eraser = expanded
+    keys, sizes = check_keys(_OP, q, k, v, read_key, erase_key, {"beta": beta, "write_beta": write_beta}, {"g": g})
     gate = expand_gate(_OP, g, sizes)
-    return DeltaInputs(query, key, v, beta, gate, write_beta, reader, eraser), sizes  # type: ignore[arg-type]
+    return DeltaInputs(keys.query, keys.key, v, beta, gate, write_beta, keys.read_key, keys.erase_key), sizes

@@ -12,15 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from archspec.errors import UnsupportedError, unknown
-from archspec.kernels.backend import (
-    check_floating,
-    check_groups,
-    check_shape,
-    default_scale,
-    resolve_backend,
-    state_dtype,
-)
-from archspec.kernels.dplr.inputs import check_same_dtype, check_tokens, expand_heads
+from archspec.kernels.backend import check_floating, check_shape, default_scale, resolve_backend, state_dtype
+from archspec.kernels.delta.checks import check_keys
 from archspec.kernels.momentum_delta.chunked import momentum_delta_chunked
 from archspec.kernels.momentum_delta.inputs import MomentumDeltaInputs, MomentumDeltaState, Order
 from archspec.kernels.momentum_delta.reference import momentum_delta_reference
@@ -114,28 +107,11 @@ def _check(
     erase_key: Tensor | None,
 ) -> tuple[MomentumDeltaInputs, dict[str, int]]:
     """Check shapes, dtypes and devices, and expand every head to HV."""
-    sizes: dict[str, int] = {}
-    check_shape(_OP, "q", q, "B T H K", sizes)
-    check_shape(_OP, "k", k, "B T H K", sizes)
-    check_shape(_OP, "v", v, "B T HV V", sizes)
-    check_groups(_OP, sizes["H"], sizes["HV"])
-    check_tokens(_OP, sizes["T"])
+    strengths, others = {"step": step, "write_step": write_step}, {"momentum": momentum, "g": g}
+    keys, sizes = check_keys(_OP, q, k, v, read_key, erase_key, strengths, others)
     check_shape(_OP, "momentum", momentum, "B T HV", sizes)
-    for name, x in (("step", step), ("write_step", write_step)):
-        if x is not None:
-            check_shape(_OP, name, x, "B T HV K" if x.ndim == 4 else "B T HV", sizes)
-    for name, x in (("read_key", read_key), ("erase_key", erase_key)):
-        if x is not None:
-            grouped = x.ndim == 4 and x.shape[2] == sizes["H"]
-            check_shape(_OP, name, x, "B T H K" if grouped else "B T HV K", sizes)
     if g is not None:
         check_shape(_OP, "g", g, "HV" if g.ndim == 1 else "B T HV", sizes)
         g = g.expand(sizes["B"], sizes["T"], sizes["HV"])
-    keys = {name: x for name, x in (("read_key", read_key), ("erase_key", erase_key)) if x is not None}
-    check_floating(_OP, v.device, q=q, k=k, v=v, step=step, momentum=momentum, g=g, write_step=write_step, **keys)
-    check_same_dtype(_OP, q=q, k=k, v=v, **keys)
-    query, key, reader, eraser = (
-        None if x is None else expand_heads(x, sizes["HV"]) for x in (q, k, read_key, erase_key)
-    )
-    inputs = MomentumDeltaInputs(query, key, v, step, momentum, g, write_step, reader, eraser)  # type: ignore[arg-type]
+    inputs = MomentumDeltaInputs(keys.query, keys.key, v, step, momentum, g, write_step, keys.read_key, keys.erase_key)
     return inputs, sizes

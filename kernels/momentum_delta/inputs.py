@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-Order = Literal["decay_first", "together", "step_first"]
-"""When the decay happens: see ``momentum_delta_rule``."""
+from archspec.kernels.delta.inputs import Order
+
+__all__ = ["MomentumDeltaInputs", "MomentumDeltaState", "Order"]
 
 
 class MomentumDeltaState(NamedTuple):

@@ -143,3 +143,17 @@ def test_baselines_are_exempt_from_constraints_and_can_keep_their_size(load_tiny
 def test_two_baselines_of_one_name_are_an_error(load_tiny: Any) -> None:
     with pytest.raises(RunError, match="two are called 'transformer'; give one a 'name'"):
         baselines(load_tiny("baselines=[transformer, transformer]"))
+
+
+@pytest.mark.parametrize("end", ["input", "output"])
+def test_a_spec_that_is_not_of_tokens_is_rejected(load_tiny: Any, end: str) -> None:
+    search = load_tiny()
+    document = search.space.draw(Fixed({}))
+    sizes = {"input": {"kind": "continuous", "dim": 3}, "output": {"kind": "classes", "num_classes": 2}}
+    document[end] = loading.located(sizes[end], "tiny.yaml")
+    if end == "input":
+        document["output"] = loading.located({"tied": False}, "tiny.yaml")
+    found = admit(named(document, "candidate"), search)
+    assert isinstance(found, Rejection)
+    assert found.rule == f"illegal {end}"
+    assert f"sequences of tokens, found {sizes[end]['kind']}" in found.reason

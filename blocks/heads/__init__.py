@@ -1,0 +1,1 @@
+"""Outputs: what a model says after every item. One file a choice."""

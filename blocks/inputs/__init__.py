@@ -1,0 +1,1 @@
+"""Inputs: what a model reads. One file a choice."""
