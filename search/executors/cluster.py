@@ -118,8 +118,8 @@ class RayCluster:
         """Stop the evaluation and its worker."""
         for reference in [ref for ref, request in self._flying.items() if request["key"] == key]:
             del self._flying[reference]
-            self._forget(key)
             ray.cancel(reference, force=True)
+            self._notes_left(key)
 
     def shutdown(self) -> None:
         """Leave the cluster; what is not finished is lost, and a cluster started here ends."""
@@ -140,27 +140,28 @@ class RayCluster:
                 found.append(Outcome(key, "progress", data=json.loads(said)))
         return found
 
-    def _forget(self, key: str) -> bool:
-        """Remove the notes on an evaluation; return whether it had begun."""
-        del self._far[key]
-        note = progress_note(self._job.session, key)
-        has_begun = _internal_kv_get(note) is not None
-        for each in (note, overtime_note(self._job.session, key)):
-            _internal_kv_del(each)
-        return has_begun
+    def _notes_left(self, key: str) -> tuple[bool, bool]:
+        """Remove the notes of a worker that did not come to its end; return whether it had begun, and was overtime."""
+        self._far.pop(key, None)
+        notes = progress_note(self._job.session, key), overtime_note(self._job.session, key)
+        found = [_internal_kv_get(note) is not None for note in notes]
+        for note in notes:
+            _internal_kv_del(note)
+        return found[0], found[1]
 
     def _outcome(self, reference: Any) -> Outcome:
         request = self._flying.pop(reference)
         key = request["key"]
-        is_overtime = _internal_kv_get(overtime_note(self._job.session, key)) is not None
-        has_begun = self._forget(key)
+        self._far.pop(key)
         try:
             answer: Answer = ray.get(reference)
         except exceptions.RuntimeEnvSetupError as error:
             raise RunError(f"executor ray: a node cannot take the search's code ({_brief(error)})") from error
         except LOST as error:
+            self._notes_left(key)
             return Outcome(key, "lost", f"its node is gone: {_brief(error)}")
         except exceptions.RayError as error:
+            has_begun, is_overtime = self._notes_left(key)
             if is_overtime:
                 return Outcome(key, "overtime", f"took longer than {self._job.limit_s:g} s")
             if isinstance(error, exceptions.WorkerCrashedError) and not has_begun:

@@ -75,9 +75,14 @@ def serve(request: Mapping[str, Any], job: Job) -> Answer:
     prepare_device(job.threads, job.memory_fraction)
     load_components(job.modules, job.main)
     request = _localised(request, job)
-    report = _Report(progress_note(job.session, request["key"])) if job.session else None
     with _limited(job.limit_s, overtime_note(job.session, request["key"])):
-        return _evaluated(request, job, report)
+        if not job.session:
+            return _evaluated(request, job, None)
+        report = _Report(progress_note(job.session, request["key"]))
+        try:
+            return _evaluated(request, job, report)
+        finally:
+            report.close()
 
 
 class _Report:
@@ -97,6 +102,12 @@ class _Report:
         if time.monotonic() - self._last >= REPORT_EVERY_S:
             self._last = time.monotonic()
             _internal_kv_put(self._note, json.dumps({**data, **self._where}).encode(), overwrite=True)
+
+    def close(self) -> None:
+        """Remove the note: what it told of is over. That of a worker that died stays, and says that it had begun."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(self._note)
 
 
 @contextmanager

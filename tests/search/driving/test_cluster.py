@@ -167,6 +167,10 @@ def test_what_becomes_of_an_evaluation(cluster: Cluster, load_tiny: Any, tmp_pat
     executor.submit(request_of(load_tiny, tmp_path, "cancelled", seconds=60.0))
     executor.cancel("cancelled")
     assert executor.wait(0.1) == []
+    with pytest.raises(RunError, match=r"connected to Ray already; call ray\.shutdown\(\)"):
+        opened("this run")
+    executor.shutdown()
+    executor = opened("this run")
     executor.submit({**training_of(load_tiny, tmp_path), "key": "far", "tokens": 200_000})
     stop, said = time.monotonic() + 120, list[dict[str, Any]]()
     while not said or "tokens" not in said[-1]:
@@ -175,8 +179,6 @@ def test_what_becomes_of_an_evaluation(cluster: Cluster, load_tiny: Any, tmp_pat
     assert said[-1]["node"] == platform.node()
     assert 0 < said[-1]["tokens"] <= said[-1]["budget_tokens"] == 200_000
     executor.cancel("far")
-    with pytest.raises(RunError, match=r"connected to Ray already; call ray\.shutdown\(\)"):
-        opened("this run")
     executor.shutdown()
     with pytest.raises(UnsupportedError, match=r"no node has 2 CPUs for a trial; the nodes have: .*1 CPUs, 0 GPUs"):
         opened("this run", resources=Resources(cpus=2))
