@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from archspec import catalog
+from archspec.canonical import architecture_hash
 from archspec.component import FAMILIES, Component, StrictModel
 from archspec.errors import ArchspecError
 from archspec.explanation import Explanation, coordinates, explain
@@ -33,6 +34,7 @@ CHOICE_FAMILIES = (
     "output",
 )
 
+BESIDE = "transformer"
 AXES = ("memory", "bias", "retention", "update")
 LONG = 1 << 20  # tokens; longer than any window
 PROJECTIONS = ("qkv", "qk", "query", "key", "value")
@@ -54,6 +56,7 @@ def _row(found: Explanation, file: str) -> dict[str, Any]:
         "coordinates": " + ".join(dict.fromkeys(line for line, _ in kinds)),
         **{axis: " + ".join(line[place] for line in axes) for place, axis in enumerate(AXES)},
         "family": " + ".join(family for _, family in kinds),
+        "architecture": architecture_hash(found.spec),
         "parameters": found.complexity.parameters,
         "state_bytes": found.complexity.state_bytes(found.context),
         "time": growth(found),
@@ -107,7 +110,7 @@ def page(results: Mapping[str, Mapping[str, Any]] | None = None, context: int = 
     rows, results = models(context), results or {}
     columns = ["model", *AXES, "family", "parameters", "state bytes", "time", "fidelity", "source"]
     if results:
-        columns.append("bits per byte")
+        columns.append(f"bits per byte (beside the {BESIDE})")
     lines = [
         "# The zoo",
         "",
@@ -123,14 +126,29 @@ def page(results: Mapping[str, Mapping[str, Any]] | None = None, context: int = 
         cells = [row["name"], *(row[axis] for axis in AXES), row["family"], f"{row['parameters']:,}"]
         cells += [f"{row['state_bytes']:,}", row["time"], row["fidelity"], row["source"]]
         if results:
-            score = results.get(row["name"], {}).get("bits_per_byte")
-            cells.append("" if score is None else f"{score:.3f}")
+            cells.append(_score(row, results))
         lines.append(f"| {' | '.join(cells)} |")
     if results:
-        lines += ["", _conditions(results)]
+        changed = [row["name"] for row in rows if _changed(row, results)]
+        since = f" Not trained since they changed: {', '.join(changed)}." if changed else ""
+        lines += ["", f"{_conditions(results)}{since}"]
     lines += ["", "## What differs", ""]
     lines += [f"- `{row['name']}`: {row['differs']}" for row in rows if row["differs"]]
     return "\n".join([*lines, ""])
+
+
+def _changed(row: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a model was another architecture when it was trained."""
+    return bool(results.get(row["name"], {}).get("architecture", row["architecture"]) != row["architecture"])
+
+
+def _score(row: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a model's bits per byte beside those of the transformer, as far as they are there."""
+    found = results.get(row["name"], {})
+    if _changed(row, results) or "bits_per_byte" not in found:
+        return "diverged" if "diverged" in found and not _changed(row, results) else ""
+    score, beside = found["bits_per_byte"], results.get(BESIDE, {}).get("bits_per_byte")
+    return f"{score:.3f}" if beside is None else f"{score:.3f} ({score - beside:+.3f})"
 
 
 def _conditions(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -6,7 +6,8 @@ Each model keeps its choices and counts; its width is solved for the wanted numb
 baselines of a search are. All see the same windows of the standard library's source in the same order, with one seed
 and one learning rate: the figure says that a model trains and does not diverge, not which one is best.
 
-The file is written after every model, and a model that is in it at the same settings is not trained again. Those that
+The file is written after every model. A model that is in it at the same settings, and has not changed since, is not
+trained again. Those that
 run as the token-by-token recurrence come last. Beside NAME.json a table is written to NAME.md.
 """
 
@@ -27,6 +28,7 @@ import torch
 
 import archspec
 from archspec import complexity, loading, lowering
+from archspec.canonical import architecture_hash
 from archspec.search.baselines import resized
 from archspec.search.families import ModelFactory
 from archspec.search.recipe import Recipe
@@ -110,6 +112,7 @@ def trained(name: str, settings: Settings, device: str = "cpu") -> dict[str, Any
     )
     task = TextModelling(sequence_length=settings.length)
     common = {
+        "architecture": architecture_hash(loading.load(name)),
         "parameters": complexity.predict(spec, VOCAB_SIZE).non_embedding_parameters,
         "steps": settings.steps,
         "tokens": settings.tokens,
@@ -130,7 +133,12 @@ def recorded(output: Path, settings: Settings) -> Results:
     found = json.loads(output.read_text())
     if found["settings"] != asdict(settings):
         raise SystemExit(f"{output}: written with other settings ({found['settings']}); name another --output")
-    return dict(found["models"])
+    return {name: row for name, row in found["models"].items() if _is_current(name, row)}
+
+
+def _is_current(name: str, row: dict[str, Any]) -> bool:
+    """Whether a shipped model is still the architecture that was trained."""
+    return name in shipped() and row.get("architecture", "") in ("", architecture_hash(loading.load(name)))
 
 
 def write(results: Results, settings: Settings, output: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from archspec.canonical import architecture_hash
 from archspec.commands import main
-from archspec.loading import MODELS
+from archspec.loading import MODELS, load
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "zoo.md"
@@ -31,12 +32,23 @@ def test_the_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
 def test_scores_enter_the_page_when_there_are_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "zoo_training.json"
     common = {"parameters": 300_000, "steps": 200, "device": "cpu"}
-    models = {"gla": {"bits_per_byte": 3.25, **common}, "yaad": {"diverged": "loss is nan", **common}}
+    models = {
+        "gla": {"bits_per_byte": 3.25, **common},
+        "kda": {"bits_per_byte": 3.25, "architecture": "another", **common},
+        "retnet": {"bits_per_byte": 3.5, "architecture": architecture_hash(load("retnet")), **common},
+        "transformer": {"bits_per_byte": 3.375, **common},
+        "yaad": {"diverged": "loss is nan", **common},
+    }
     path.write_text(json.dumps({"settings": {}, "models": models, "not_run": []}))
     found = listed(capsys, "--markdown", "--results", str(path))
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in found.splitlines() if line.startswith("| ")}
-    assert rows["gla"].endswith("| arXiv:2312.06635 | 3.250 |")
-    assert rows["yaad"].endswith("|  |")
+    assert rows["gla"].endswith("| arXiv:2312.06635 | 3.250 (-0.125) |")
+    assert rows["retnet"].endswith("| 3.500 (+0.125) |")
+    assert rows["transformer"].endswith("| 3.375 (+0.000) |")
+    assert rows["yaad"].endswith("| diverged |")
+    assert rows["kda"].endswith("|  |")
+    assert rows["mamba"].endswith("|  |")
+    assert "Not trained since they changed: kda." in found
     assert "after 200 steps, at 300,000 to 300,000 parameters, on cpu" in found
 
 

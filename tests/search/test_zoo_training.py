@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from archspec import complexity, loading
+from archspec.canonical import architecture_hash
 from archspec.search.baselines import resized
 from benchmarks import zoo
 
@@ -29,6 +30,7 @@ def test_results_are_kept_after_every_model_and_not_trained_again(
     assert "gla" not in both["not_run"]
     found = both["models"]["gla"]
     assert found["tokens"] == 2 * 2 * 16
+    assert found["architecture"] == architecture_hash(loading.load("gla"))
     assert 0 < found["bits_per_byte"] < 16
     assert abs(found["parameters"] - 20_000) < 2_000
     table = output.with_suffix(".md").read_text()
@@ -42,6 +44,15 @@ def test_a_file_of_other_settings_is_not_continued(tmp_path: Path) -> None:
     zoo.write({}, zoo.Settings(steps=1), output)
     with pytest.raises(SystemExit, match="written with other settings"):
         zoo.main([*QUICK, "--models", "gla", "--output", str(output)])
+
+
+def test_a_model_that_changed_is_trained_again(tmp_path: Path) -> None:
+    output = tmp_path / "zoo.json"
+    settings = zoo.Settings(2, 2, 2, 16, test_tokens=64)
+    now = architecture_hash(loading.load("gla"))
+    rows = {"gla": {"architecture": now}, "retnet": {"architecture": "another"}, "kda": {}, "renamed": {}}
+    zoo.write({name: {"parameters": 1, "device": "cpu", **row} for name, row in rows.items()}, settings, output)
+    assert set(zoo.recorded(output, settings)) == {"gla", "kda"}
 
 
 def test_divergence_is_a_result_and_an_exit_code(tmp_path: Path) -> None:
