@@ -87,9 +87,7 @@ def delta_rule(
         check_shape(_OP, "initial_state", initial_state, "N HV K V", sizes)
         check_floating(_OP, v.device, initial_state=initial_state)
     scale = default_scale(scale, sizes["K"])
-    form = resolve_backend(
-        _OP, backend, v, {"key_dim": sizes["K"], "value_dim": sizes["V"]}, _unserved(inputs, order, scale)
-    )
+    form = resolve_backend(_OP, backend, v, {"key_dim": sizes["K"], "value_dim": sizes["V"]}, _unserved(inputs, order))
     if form == "triton":
         from archspec.kernels.delta.fused import delta_rule_fused
 
@@ -104,12 +102,10 @@ def delta_rule(
     return run_sequences(_OP, run, inputs, initial_state, output_final_state, cu_seqlens, sizes["T"])
 
 
-def _unserved(inputs: DeltaInputs, order: Order, scale: float) -> str | None:
+def _unserved(inputs: DeltaInputs, order: Order) -> str | None:
     """Return what of a call the Triton kernel does not serve, or None."""
     if order != "decay_first":
         return f"order={order!r}"
-    if scale == 0.0:  # the backward pass keeps the state's gradient divided by the scale
-        return "scale=0.0"
     for name, x in (("write_beta", inputs.write_beta), ("read_key", inputs.read_key), ("erase_key", inputs.erase_key)):
         if x is not None:
             return f"a separate {name}"

@@ -60,7 +60,7 @@ def _forward_impl(
     core, units = chunk_cores(call, k, beta, _gate_kind(g), sums, made, cu_seqlens)
     final = torch.empty(call.N, call.HV, call.K, call.V, dtype=torch.float32, device=v.device)
     o, errors, writes = torch.empty_like(v), torch.empty_like(v), torch.empty_like(v)
-    config = serial_config(call.K, call.V, v.element_size())
+    config = serial_config(call.K, call.V, v.element_size(), call.chunk, row_gate=made is not None)
     reads, k_read, k_write = (made.q, made.k_read, made.k) if made else (q, k, k)
     _delta_forward[(call.N * call.HV * -(-call.V // config.block),)](
         reads, k_read, k_write, v, beta, sums, made.decay if made else None, core, units,
@@ -80,11 +80,11 @@ def _backward_impl(
     call = make_call(q, v, g, cu_seqlens)
     sums = token_sums(call, g, cu_seqlens)
     made = _prepared(call, q, k, g, cu_seqlens)
-    config = serial_config(call.K, call.V, v.element_size())
+    config = serial_config(call.K, call.V, v.element_size(), call.chunk, row_gate=made is not None, backward=True)
     blocks = -(-call.V // config.block)
     dv = torch.empty_like(v)
     d_initial = torch.empty(call.N, call.HV, call.K, call.V, dtype=torch.float32, device=v.device)
-    gradients = torch.empty(call.slots, call.HV, call.V, call.K, dtype=v.dtype, device=v.device)
+    gradients = torch.empty(call.slots, call.HV, call.K, call.V, dtype=v.dtype, device=v.device)
     dbeta = torch.empty(blocks, *beta.shape, dtype=torch.float32, device=v.device)
     reads, k_read, k_write = (made.q, made.k_read, made.k) if made else (q, k, k)
     _delta_backward[(call.N * call.HV * blocks,)](
@@ -103,8 +103,8 @@ def _states(
     call: Call, k_write: Tensor, writes: Tensor, g: Tensor | None, sums: Tensor | None, made: Prepared | None,
     initial_state: Tensor | None, cu_seqlens: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Return the state that every chunk starts from, transposed [slots, HV, V, K], in the inputs' dtype."""
-    states = torch.empty(call.slots, call.HV, call.V, call.K, dtype=writes.dtype, device=writes.device)
+    """Return the state that every chunk starts from [slots, HV, K, V], in the inputs' dtype."""
+    states = torch.empty(call.slots, call.HV, call.K, call.V, dtype=writes.dtype, device=writes.device)
     config = states_config(call.K, call.V, writes.element_size())
     blocks = -(-call.K // config.block) * -(-call.V // config.block)
     _chunk_states[(call.N * call.HV * blocks,)](
@@ -149,7 +149,7 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, initial_state: Tensor | None,
     cu_seqlens: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return o, the final state [N, HV, K, V], errors e, writes u [B, T, HV, V], core [B, T, HV, C] and its units."""
+    """Return o, the final state [N, HV, K, V], e and u [B, T, HV, V], cores [B, T, HV, C] and their units."""
     return _forward_impl(q, k, v, beta, g, initial_state, cu_seqlens, scale)
 
 

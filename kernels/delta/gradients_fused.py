@@ -43,7 +43,7 @@ def _chunk_states(
     HV: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr, BY: tl.constexpr, BZ: tl.constexpr, C: tl.constexpr,
     GATE: tl.constexpr, HAS_START: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The state that every chunk starts from, transposed [slots, HV, DZ, DY], from keys y and writes z."""
+    """The state that every chunk starts from [slots, HV, DY, DZ], from keys y and writes z."""
     BLOCKS_Z: tl.constexpr = (DZ + BZ - 1) // BZ
     BLOCKS: tl.constexpr = BLOCKS_Z * ((DY + BY - 1) // BY)
     i_nh, i_block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
@@ -53,17 +53,16 @@ def _chunk_states(
     EVEN_Y: tl.constexpr = DY % BY == 0
     EVEN_Z: tl.constexpr = DZ % BZ == 0
     slot = first_slot(start, i_n, T, C, PACKED)
-    keep = (cols_y < DY)[None, :] & (cols_z < DZ)[:, None]
-    state = tl.zeros([BZ, BY], tl.float32)
+    keep = (cols_y < DY)[:, None] & (cols_z < DZ)[None, :]
+    tile_at = cols_y[:, None] * DZ + cols_z[None, :]
+    state = tl.zeros([BY, BZ], tl.float32)
     if HAS_START:
-        at = tl.cast(i_nh, tl.int64) * (DY * DZ) + cols_y[None, :] * DZ + cols_z[:, None]
-        state = tl.load(first_state + at, mask=keep, other=0.0)
-    kept_at = cols_z[:, None] * DY + cols_y[None, :]
+        state = tl.load(first_state + tl.cast(i_nh, tl.int64) * (DY * DZ) + tile_at, mask=keep, other=0.0)
     for chunk in range(tl.cdiv(length, C)):
         row = chunk * C
         tile_y = load_rows(y + (start * HV + i_h) * DY, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
         tile_z = load_rows(z + (start * HV + i_h) * DZ, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
-        kept = states + ((slot + chunk) * HV + i_h) * (DY * DZ) + kept_at
+        kept = states + ((slot + chunk) * HV + i_h) * (DY * DZ) + tile_at
         tl.store(kept, state.to(states.dtype.element_ty), mask=keep)
         if GATE == 1:
             sums, chunk_total = load_sums(g + i_h * total_rows + start, row, length, C)
@@ -71,8 +70,8 @@ def _chunk_states(
             state *= tl.exp2(chunk_total)
         if GATE == 2:
             totals = tl.load(decay + ((slot + chunk) * HV + i_h) * DY + cols_y, mask=cols_y < DY, other=0.0)
-            state *= tl.exp2(totals)[None, :]
-        state = tl.dot(tl.trans(tile_z), tile_y, acc=state, input_precision=PRECISION)
+            state *= tl.exp2(totals)[:, None]
+        state = tl.dot(tl.trans(tile_y), tile_z, acc=state, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["T", "N", "total_rows"])
@@ -109,18 +108,18 @@ def _delta_gradients(
             erased_pairs = tl.zeros([C, C], tl.float32)
         for i_v in range((V + BV - 1) // BV):
             cols_v = i_v * BV + tl.arange(0, BV)
-            tile_do = load_rows(do + value_offset, row, length, HV * V, cols_v, C, V, EVEN_V)
             tile_u = load_rows(u + value_offset, row, length, HV * V, cols_v, C, V, EVEN_V)
+            tile_do = load_rows(do + value_offset, row, length, HV * V, cols_v, C, V, EVEN_V)
             tile_erased = load_rows(erased + value_offset, row, length, HV * V, cols_v, C, V, EVEN_V)
-            at = at_state + cols_v[:, None] * K + cols_k[None, :]
-            keep = (cols_v < V)[:, None] & (cols_k < K)[None, :]
+            at = at_state + cols_k[:, None] * V + cols_v[None, :]
+            keep = (cols_k < K)[:, None] & (cols_v < V)[None, :]
             state = tl.load(states + at, mask=keep, other=0.0)
             gradient = tl.load(gradients + at, mask=keep, other=0.0)
-            dq = tl.dot(tile_do, state, acc=dq, input_precision=PRECISION)
-            dk = tl.dot(tile_erased, state, acc=dk, input_precision=PRECISION)
-            dk_write = tl.dot(tile_u, gradient, acc=dk_write, input_precision=PRECISION)
+            dq = tl.dot(tile_do, tl.trans(state), acc=dq, input_precision=PRECISION)
+            dk = tl.dot(tile_erased, tl.trans(state), acc=dk, input_precision=PRECISION)
+            dk_write = tl.dot(tile_u, tl.trans(gradient), acc=dk_write, input_precision=PRECISION)
             if GATE != 0:
-                shared += tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 0)
+                shared += tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 1)
             if GATE != 2:
                 pairs = tl.dot(tile_do, tl.trans(tile_u), acc=pairs, input_precision=PRECISION)
                 erased_pairs = tl.dot(tile_erased, tl.trans(tile_u), acc=erased_pairs, input_precision=PRECISION)

@@ -1,8 +1,8 @@
 """The two kernels of the delta rule that walk a sequence chunk by chunk, forward and backward in time.
 
-Both keep the transposed state S^T [BZ, K] of a block of value channels in registers, so that every product on the way
-from one chunk's state to the next has its left factor there already: what crosses shared memory between the products
-are tiles that were loaded, and never what the chain waits for.
+Both keep the state of a block of value channels in registers. What one chunk's state waits for are three products, one
+after the other; all that does not depend on the state was found before, in parallel. A multiprocessor runs two such
+programs, so that one works while the other waits.
 """
 
 # Bodies of jitted functions are Triton's language, not Python: they have no types to check.
@@ -65,51 +65,50 @@ def _delta_forward(
     key_offset, value_offset = (start * HV + i_h) * DY, (start * HV + i_h) * DZ
     pair_offset = (start * HV + i_h) * C
     slot = first_slot(start, i_n, T, C, PACKED)
-    state = tl.zeros([BZ, BY], tl.float32)
-    state_at = tl.cast(i_nh, tl.int64) * (DY * DZ) + cols_y[None, :] * DZ + cols_z[:, None]
-    state_keep = (cols_y < DY)[None, :] & (cols_z < DZ)[:, None]
+    state = tl.zeros([BY, BZ], tl.float32)
+    state_at = tl.cast(i_nh, tl.int64) * (DY * DZ) + cols_y[:, None] * DZ + cols_z[None, :]
+    state_keep = (cols_y < DY)[:, None] & (cols_z < DZ)[None, :]
     if HAS_START:
         state = tl.load(first_state + state_at, mask=state_keep, other=0.0)
     for chunk in range(tl.cdiv(length, C)):
         row = chunk * C
-        tile_q = load_rows(q + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
         tile_k = load_rows(k_read + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
-        tile_core = load_rows(core + pair_offset, row, length, HV * C, rows, C, C, True)
+        tile_q = load_rows(q + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
         tile_v = load_rows(v + value_offset, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
+        tile_core = load_rows(core + pair_offset, row, length, HV * C, rows, C, C, True)
         strength = tl.load(beta + (start + row + rows) * HV + i_h, mask=rows < length - row, other=0.0).to(tl.float32)
         unit = tl.load(units + (slot + chunk) * HV + i_h)
-        sums, chunk_total = 0.0, 0.0
+        sums = 0.0
         if GATE == 1:
             sums, chunk_total = load_sums(g + i_h * total_rows + start, row, length, C)
         dtype = tile_v.dtype
         rounded = state.to(dtype)
-        predicted = tl.dot(rounded, tl.trans(tile_k), input_precision=PRECISION)
+        predicted = tl.dot(tile_k, rounded, input_precision=PRECISION)
         if WIDE:
-            rest_of_state = (state - rounded.to(tl.float32)).to(dtype)
-            predicted = tl.dot(rest_of_state, tl.trans(tile_k), acc=predicted, input_precision=PRECISION)
+            rest = (state - rounded.to(tl.float32)).to(dtype)
+            predicted = tl.dot(tile_k, rest, acc=predicted, input_precision=PRECISION)
+        result = tl.dot(tile_q, rounded, input_precision=PRECISION)
         if GATE == 1:
-            predicted *= tl.exp2(sums)[None, :]
-        found = tl.trans(tile_v) - predicted
-        found -= core_product(found * strength[None, :], tl.trans(tile_core), unit, PRECISION)
-        written = (found * strength[None, :]).to(dtype)
-        result = tl.dot(rounded, tl.trans(tile_q), input_precision=PRECISION)
-        if GATE == 1:
-            result *= tl.exp2(sums)[None, :]
-        pairs = _query_pairs(tile_q, tile_k, sums, scores, pair_offset, row, length, HV * C, GATE, C, PRECISION)
-        result = tl.dot(written, tl.trans(pairs), acc=result, input_precision=PRECISION)
+            read = tl.exp2(sums)[:, None]
+            predicted *= read
+            result *= read
+        found = tile_v - predicted
+        found -= core_product(tile_core, unit, found * strength[:, None])
+        written = (found * strength[:, None]).to(dtype)
         update = written
         if GATE == 1:
-            update = (written * tl.exp2(chunk_total - sums)[None, :]).to(dtype)
+            update = (written * tl.exp2(chunk_total - sums)[:, None]).to(dtype)
             state *= tl.exp2(chunk_total)
+        pairs = _query_pairs(tile_q, tile_k, sums, scores, pair_offset, row, length, HV * C, GATE, C, PRECISION)
         if GATE == 2:
             tile_k = load_rows(k_write + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
             totals = tl.load(decay + ((slot + chunk) * HV + i_h) * DY + cols_y, mask=cols_y < DY, other=0.0)
-            state *= tl.exp2(totals)[None, :]
-        state = tl.dot(update, tile_k, acc=state, input_precision=PRECISION)
-        store_rows(errors + value_offset, tl.trans(found.to(dtype)), row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
-        store_rows(writes + value_offset, tl.trans(written), row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
-        result = (result * scale).to(dtype)
-        store_rows(out + value_offset, tl.trans(result), row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
+            state *= tl.exp2(totals)[:, None]
+        state = tl.dot(tl.trans(tile_k), update, acc=state, input_precision=PRECISION)
+        result = tl.dot(pairs, written, acc=result, input_precision=PRECISION)
+        store_rows(errors + value_offset, found, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
+        store_rows(writes + value_offset, written, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
+        store_rows(out + value_offset, result * scale, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
     tl.store(last_state + state_at, state, mask=state_keep)
 
 
@@ -122,7 +121,7 @@ def _delta_backward(
 ):  # fmt: skip
     """Walk back: writes dv = beta y [B, T, HV, V], dbeta [blocks, B, T, HV] and dS at the start.
 
-    Every chunk's dS, at its end, is left transposed in ``gradients`` [slots, HV, V, K].
+    Every chunk's dS, at its end, is left in ``gradients`` [slots, HV, K, V].
     """
     BLOCKS: tl.constexpr = (DZ + BZ - 1) // BZ
     i_nh, i_z = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
@@ -134,55 +133,54 @@ def _delta_backward(
     key_offset, value_offset = (start * HV + i_h) * DY, (start * HV + i_h) * DZ
     pair_offset = (start * HV + i_h) * C
     slot = first_slot(start, i_n, T, C, PACKED)
-    state = tl.zeros([BZ, BY], tl.float32)
-    state_at = tl.cast(i_nh, tl.int64) * (DY * DZ) + cols_y[None, :] * DZ + cols_z[:, None]
-    state_keep = (cols_y < DY)[None, :] & (cols_z < DZ)[:, None]
-    kept_at = cols_z[:, None] * DY + cols_y[None, :]
+    state = tl.zeros([BY, BZ], tl.float32)
+    tile_at = cols_y[:, None] * DZ + cols_z[None, :]
+    state_at = tl.cast(i_nh, tl.int64) * (DY * DZ) + tile_at
+    state_keep = (cols_y < DY)[:, None] & (cols_z < DZ)[None, :]
     if HAS_LAST:
         state = tl.load(last_gradient + state_at, mask=state_keep, other=0.0)
     chunks = tl.cdiv(length, C)
     for step in range(chunks):
         chunk = chunks - 1 - step
         row = chunk * C
-        tile_q = load_rows(q + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
         tile_k = load_rows(k_write + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
-        tile_core = load_rows(core + pair_offset, row, length, HV * C, rows, C, C, True)
+        tile_q = load_rows(q + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
         tile_do = load_rows(do + value_offset, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
+        tile_core = load_rows(core + pair_offset, row, length, HV * C, rows, C, C, True)
         found = load_rows(errors + value_offset, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
         own = rows < length - row
         at_token = (start + row + rows) * HV + i_h
         strength = tl.load(beta + at_token, mask=own, other=0.0).to(tl.float32)
         unit = tl.load(units + (slot + chunk) * HV + i_h)
-        sums, chunk_total = 0.0, 0.0
+        sums = 0.0
         if GATE == 1:
             sums, chunk_total = load_sums(g + i_h * total_rows + start, row, length, C)
         dtype = tile_do.dtype
-        rounded = state.to(dtype)
         pairs = _query_pairs(tile_q, tile_k, sums, scores, pair_offset, row, length, HV * C, GATE, C, PRECISION)
-        read_do = tl.trans(tile_do)
-        gradient = tl.dot(read_do, pairs, input_precision=PRECISION) * scale
-        reached = tl.dot(rounded, tl.trans(tile_k), input_precision=PRECISION)
+        rounded = state.to(dtype)
+        reached = tl.dot(tile_k, rounded, input_precision=PRECISION)
+        gradient = tl.dot(tl.trans(pairs), tile_do, input_precision=PRECISION) * scale
         if GATE == 1:
-            reached *= tl.exp2(chunk_total - sums)[None, :]
+            reached *= tl.exp2(chunk_total - sums)[:, None]
         gradient += reached
-        gradient -= core_product(gradient * strength[None, :], tile_core, unit, PRECISION)
+        gradient -= core_product(tl.trans(tile_core), unit, gradient * strength[:, None])
         # Like u, rounded once: the keys' gradients are found from the same numbers.
-        erased = (gradient * strength[None, :]).to(dtype)
-        kept = gradients + ((slot + chunk) * HV + i_h) * (DY * DZ) + kept_at
-        tl.store(kept, rounded, mask=state_keep)
-        update, removed = read_do, erased
+        erased = (gradient * strength[:, None]).to(dtype)
+        update, removed = tile_do, -erased
         if GATE == 1:
-            read = tl.exp2(sums)[None, :]
-            update = (read_do * read).to(dtype)
-            removed = (erased * read).to(dtype)
+            read = tl.exp2(sums)[:, None]
+            update = (tile_do * read).to(dtype)
+            removed = (removed * read).to(dtype)
             state *= tl.exp2(chunk_total)
         if GATE == 2:
             tile_k = load_rows(k_read + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
             totals = tl.load(decay + ((slot + chunk) * HV + i_h) * DY + cols_y, mask=cols_y < DY, other=0.0)
-            state *= tl.exp2(totals)[None, :]
-        state = tl.dot(-removed, tile_k, acc=state, input_precision=PRECISION)
-        state += tl.dot(update, tile_q, input_precision=PRECISION) * scale
+            state *= tl.exp2(totals)[:, None]
+        state = tl.dot(tl.trans(tile_k), removed, acc=state, input_precision=PRECISION)
+        state += tl.dot(tl.trans(tile_q), update, input_precision=PRECISION) * scale
+        kept = gradients + ((slot + chunk) * HV + i_h) * (DY * DZ) + tile_at
+        tl.store(kept, rounded, mask=state_keep)
         at_beta = tl.cast(i_z, tl.int64) * total_rows * HV + at_token
-        tl.store(dbeta + at_beta, tl.sum(tl.trans(found).to(tl.float32) * gradient, 0), mask=own)
-        store_rows(dv + value_offset, tl.trans(erased), row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
+        tl.store(dbeta + at_beta, tl.sum(found.to(tl.float32) * gradient, 1), mask=own)
+        store_rows(dv + value_offset, erased, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
     tl.store(first_gradient + state_at, state, mask=state_keep)
