@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
@@ -12,10 +13,20 @@ from torch import Tensor
 Op = Callable[..., Sequence[Tensor | None]]
 Agree = Callable[..., None]
 Errors = Callable[..., dict[str, float]]
+Inputs = Callable[..., dict[str, Tensor]]
+Check = Callable[..., None]
 
 # fp64 carries 1.1e-16; sums over some hundred tokens, a triangular solve and the backward pass through both lose
 # three to four digits (1e-12 is what is seen), and inputs of size one keep gradients away from cancellation.
 RELATIVE_TOLERANCE = 1e-9
+
+# RMS of the error over RMS of the exact result. Rounding of inputs is not counted (the exact result starts from the
+# rounded inputs). bf16 has 8 bits: one rounding of a factor, of the scores and of the result give about 0.002
+# together; gradients see about twice as many roundings. fp16 and tf32 have three bits more.
+OUTPUT_TOLERANCE = 0.005
+GRADIENT_TOLERANCE = 0.01
+# fp32 under the interpreter is true fp32; log decays of -20 a token summed over a chunk lose four of its 24 bits.
+FP32_TOLERANCE = 1e-4
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
@@ -87,3 +98,52 @@ def triton_errors() -> Errors:
         return {name: relative_error(x.double(), results[1][name]) for name, x in results[0].items()}
 
     return errors
+
+
+@pytest.fixture
+def triton_agrees(triton_errors: Errors) -> Check:
+    """Return a check that an op's Triton form is within its inputs' rounding of fp64, in outputs and gradients."""
+
+    def check(op: Op, inputs: Mapping[str, Tensor], cu_seqlens: Sequence[int] | None = None) -> None:
+        q = inputs["q"]
+        interpreted = q.dtype == torch.float32 and q.device.type == "cpu"
+        found = triton_errors(op, inputs, cu_seqlens)
+        for name, error in found.items():
+            rounding = GRADIENT_TOLERANCE if name.startswith("d") else OUTPUT_TOLERANCE
+            assert error < (FP32_TOLERANCE if interpreted else rounding), f"{name}: {found}"
+
+    return check
+
+
+@pytest.fixture
+def random_inputs() -> Inputs:
+    """Return a function that draws q, k, v, an initial state, a decay and, for the delta rule, strengths."""
+
+    def make(
+        T: int, heads: tuple[int, int], dims: tuple[int, int], gate: str, dtype: torch.dtype, device: str,
+        num_states: int, batch: int, *, strong: bool = False, delta: bool = False,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Random inputs in ``dtype`` (strengths, gates and state fp32).
+
+        ``strong`` mixes decays to exp(-20) and alpha = 0; ``delta`` gives unit keys and strengths up to 2.
+        """
+        generator = torch.Generator(device).manual_seed(T)
+        real = functools.partial(torch.randn, generator=generator, device=device)
+        (H, HV), (K, V) = heads, dims
+        inputs = {"q": real(batch, T, H, K), "k": real(batch, T, H, K), "v": real(batch, T, HV, V)}
+        if delta:
+            inputs["k"] = torch.nn.functional.normalize(inputs["k"], dim=-1)
+        inputs = {name: x.to(dtype) for name, x in inputs.items()}
+        if delta:
+            inputs["beta"] = 2 * torch.rand(batch, T, HV, generator=generator, device=device)
+        inputs["initial_state"] = real(num_states, HV, K, V)
+        shape = {"head": (HV,), "token": (batch, T, HV), "key": (batch, T, HV, K)}.get(gate)
+        if shape is not None:
+            g = torch.nn.functional.logsigmoid(real(*shape) + 3) / 4
+            if strong:
+                g = g * torch.where(real(*shape) > 1, 80.0, 1.0)
+                g = g.masked_fill(real(*shape) > 2, -torch.inf)
+            inputs["g"] = g
+        return inputs
+
+    return make

@@ -5,7 +5,6 @@ bf16 stays on the card: bf16 products are wrong under Triton's interpreter.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import pytest
@@ -14,45 +13,15 @@ from torch import Tensor
 
 from archspec.kernels import linear_attention, linear_attention_step
 
-Errors = Callable[..., dict[str, float]]
+Inputs = Callable[..., dict[str, Tensor]]
+Check = Callable[..., None]
 
-# RMS of the error over RMS of the exact result. Rounding of inputs is not counted (the exact result starts from the
-# rounded inputs). bf16 has 8 bits: one rounding of a factor, of the scores and of the result give about 0.002
-# together; gradients see about twice as many roundings. fp16 and tf32 have three bits more.
-OUTPUT_TOLERANCE = 0.005
-GRADIENT_TOLERANCE = 0.01
-# fp32 under the interpreter is true fp32; log decays of -20 a token summed over a chunk lose four of its 24 bits.
-FP32_TOLERANCE = 1e-4
-
-
-def make(
-    T: int, heads: tuple[int, int], dims: tuple[int, int], gate: str, dtype: torch.dtype, device: str,
-    num_states: int, batch: int, strong: bool = False,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Random inputs in ``dtype`` (gates and state fp32); ``strong`` mixes decays to exp(-20) and alpha = 0."""
-    generator = torch.Generator(device).manual_seed(T)
-    real = functools.partial(torch.randn, generator=generator, device=device)
-    (H, HV), (K, V) = heads, dims
-    inputs = {"q": real(batch, T, H, K), "k": real(batch, T, H, K), "v": real(batch, T, HV, V)}
-    inputs = {name: x.to(dtype) for name, x in inputs.items()}
-    inputs["initial_state"] = real(num_states, HV, K, V)
-    shape = {"head": (HV,), "token": (batch, T, HV), "key": (batch, T, HV, K)}.get(gate)
-    if shape is not None:
-        g = torch.nn.functional.logsigmoid(real(*shape) + 3) / 4
-        if strong:
-            g = g * torch.where(real(*shape) > 1, 80.0, 1.0)
-            g = g.masked_fill(real(*shape) > 2, -torch.inf)
-        inputs["g"] = g
-    return inputs
+# As in conftest.py: bf16's rounding of outputs, and fp32's under the interpreter.
+OUTPUT_TOLERANCE, FP32_TOLERANCE = 0.005, 1e-4
 
 
 def rms_ratio(found: Tensor, wanted: Tensor) -> float:
     return float((found.detach().double() - wanted.detach()).norm() / wanted.detach().norm().clamp(min=1e-30))
-
-
-def check(found: dict[str, float], tolerance: tuple[float, float]) -> None:
-    for name, error in found.items():
-        assert error < tolerance[name.startswith("d")], f"{name}: {found}"
 
 
 SMALL = [
@@ -70,41 +39,41 @@ SMALL = [
 @pytest.mark.interpreter
 @pytest.mark.parametrize(("gate", "T", "heads", "dims"), SMALL)
 def test_interpreted_fp32(
-    gate: str, T: int, heads: tuple[int, int], dims: tuple[int, int], triton_errors: Errors
+    gate: str, T: int, heads: tuple[int, int], dims: tuple[int, int], triton_agrees: Check, random_inputs: Inputs
 ) -> None:
-    inputs = make(T, heads, dims, gate, torch.float32, "cpu", 1, 1)
-    check(triton_errors(linear_attention, inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
+    inputs = random_inputs(T, heads, dims, gate, torch.float32, "cpu", 1, 1)
+    triton_agrees(linear_attention, inputs)
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_interpreted_fp16(gate: str, triton_errors: Errors) -> None:
-    inputs = make(70, (1, 1), (16, 16), gate, torch.float16, "cpu", 1, 1)
-    check(triton_errors(linear_attention, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+def test_interpreted_fp16(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
+    inputs = random_inputs(70, (1, 1), (16, 16), gate, torch.float16, "cpu", 1, 1)
+    triton_agrees(linear_attention, inputs)
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("gate", ["token", "key"])
-def test_interpreted_strong_decay(gate: str, triton_errors: Errors) -> None:
-    inputs = make(100, (1, 1), (16, 16), gate, torch.float32, "cpu", 1, 1, strong=True)
-    check(triton_errors(linear_attention, inputs), (FP32_TOLERANCE, FP32_TOLERANCE))
+def test_interpreted_strong_decay(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
+    inputs = random_inputs(100, (1, 1), (16, 16), gate, torch.float32, "cpu", 1, 1, strong=True)
+    triton_agrees(linear_attention, inputs)
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_interpreted_packed(gate: str, triton_errors: Errors) -> None:
-    inputs = make(150, (1, 1), (16, 16), gate, torch.float32, "cpu", 3, 1)
-    check(triton_errors(linear_attention, inputs, (0, 70, 75, 150)), (FP32_TOLERANCE, FP32_TOLERANCE))
+def test_interpreted_packed(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
+    inputs = random_inputs(150, (1, 1), (16, 16), gate, torch.float32, "cpu", 3, 1)
+    triton_agrees(linear_attention, inputs, (0, 70, 75, 150))
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("gate", ["none", "head", "token", "key"])
-def test_interpreted_step(gate: str) -> None:
-    check_step(gate, "cpu", torch.float32, FP32_TOLERANCE)
+def test_interpreted_step(gate: str, random_inputs: Inputs) -> None:
+    check_step(random_inputs, gate, "cpu", torch.float32, FP32_TOLERANCE)
 
 
-def check_step(gate: str, device: str, dtype: torch.dtype, tolerance: float) -> None:
-    inputs = make(3, (2, 4), (20, 24), gate, dtype, device, 2, 2)
+def check_step(random_inputs: Inputs, gate: str, device: str, dtype: torch.dtype, tolerance: float) -> None:
+    inputs = random_inputs(3, (2, 4), (20, 24), gate, dtype, device, 2, 2)
     wanted, last = linear_attention(
         **{name: x.double() for name, x in inputs.items()}, output_final_state=True, backend="reference"
     )
@@ -127,31 +96,33 @@ DIMS = [(16, 16), (32, 64), (60, 96), (64, 64), (100, 100), (128, 128), (128, 64
 @pytest.mark.parametrize("dims", DIMS, ids=str)
 @pytest.mark.parametrize("gate", ["none", "token", "key"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_on_the_card(gate: str, dims: tuple[int, int], dtype: torch.dtype, triton_errors: Errors) -> None:
+def test_on_the_card(
+    gate: str, dims: tuple[int, int], dtype: torch.dtype, triton_agrees: Check, random_inputs: Inputs
+) -> None:
     for T in (1, 63, 100, 2000, 8192):
-        inputs = make(T, (2, 2), dims, gate, dtype, "cuda", 2, 2)
-        check(triton_errors(linear_attention, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+        inputs = random_inputs(T, (2, 2), dims, gate, dtype, "cuda", 2, 2)
+        triton_agrees(linear_attention, inputs)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("gate", ["none", "head", "token", "key"])
-def test_on_the_card_grouped_and_packed(gate: str, triton_errors: Errors) -> None:
-    inputs = make(3000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 3, 1)
-    check(triton_errors(linear_attention, inputs, (0, 1, 1250, 3000)), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+def test_on_the_card_grouped_and_packed(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
+    inputs = random_inputs(3000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 3, 1)
+    triton_agrees(linear_attention, inputs, (0, 1, 1250, 3000))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("gate", ["token", "key"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_on_the_card_strong_decay(gate: str, dtype: torch.dtype, triton_errors: Errors) -> None:
-    inputs = make(2000, (2, 2), (128, 128), gate, dtype, "cuda", 2, 2, strong=True)
-    check(triton_errors(linear_attention, inputs), (OUTPUT_TOLERANCE, GRADIENT_TOLERANCE))
+def test_on_the_card_strong_decay(gate: str, dtype: torch.dtype, triton_agrees: Check, random_inputs: Inputs) -> None:
+    inputs = random_inputs(2000, (2, 2), (128, 128), gate, dtype, "cuda", 2, 2, strong=True)
+    triton_agrees(linear_attention, inputs)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_on_the_card_results_repeat(gate: str) -> None:
-    inputs = make(2000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 2, 2)
+def test_on_the_card_results_repeat(gate: str, random_inputs: Inputs) -> None:
+    inputs = random_inputs(2000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 2, 2)
     runs = []
     for _ in range(2):
         leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
@@ -163,8 +134,8 @@ def test_on_the_card_results_repeat(gate: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_on_the_card_compiled_without_graph_breaks(gate: str) -> None:
-    inputs = make(300, (2, 2), (64, 64), gate, torch.bfloat16, "cuda", 2, 2)
+def test_on_the_card_compiled_without_graph_breaks(gate: str, random_inputs: Inputs) -> None:
+    inputs = random_inputs(300, (2, 2), (64, 64), gate, torch.bfloat16, "cuda", 2, 2)
     leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
     compiled = torch.compile(linear_attention, fullgraph=True)
     results = []
@@ -177,13 +148,13 @@ def test_on_the_card_compiled_without_graph_breaks(gate: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("gate", ["none", "head", "token", "key"])
-def test_on_the_card_step(gate: str) -> None:
-    check_step(gate, "cuda", torch.bfloat16, OUTPUT_TOLERANCE)
+def test_on_the_card_step(gate: str, random_inputs: Inputs) -> None:
+    check_step(random_inputs, gate, "cuda", torch.bfloat16, OUTPUT_TOLERANCE)
 
 
 @pytest.mark.gpu
-def test_on_the_card_step_in_a_graph() -> None:
-    inputs = make(1, (2, 4), (64, 64), "token", torch.bfloat16, "cuda", 2, 2)
+def test_on_the_card_step_in_a_graph(random_inputs: Inputs) -> None:
+    inputs = random_inputs(1, (2, 4), (64, 64), "token", torch.bfloat16, "cuda", 2, 2)
     state = inputs.pop("initial_state")
     start = state.clone()
     linear_attention_step(**inputs, state=state.clone(), inplace=True)  # compiles before the capture
