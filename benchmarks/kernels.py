@@ -114,13 +114,22 @@ def floors_ms(inputs: Inputs, bandwidth: float) -> tuple[float, float]:
     return (read + out) / bandwidth, (3 * read + 2 * out) / bandwidth
 
 
-def call_once(name: str, who: str, shape: Shape) -> None:
-    """Run an op forward and backward, in a process that compiles it."""
+def call_once(name: str, who: str, shapes: list[Shape]) -> None:
+    """Run an op forward and backward at each shape."""
     op = OPS[name]
-    inputs = op.inputs(shape)
-    run_once(getattr(op, who), _leaves(inputs), torch.empty_like(inputs["v"]))
-    del inputs
-    torch.cuda.empty_cache()
+    for shape in shapes:
+        inputs = op.inputs(shape)
+        run_once(getattr(op, who), _leaves(inputs), torch.empty_like(inputs["v"]))
+        del inputs
+        torch.cuda.empty_cache()
+
+
+def by_heads(shapes: list[Shape]) -> list[list[Shape]]:
+    """Group shapes that most kernels are shared by: of as many heads and channels."""
+    found: dict[tuple[int, int], list[Shape]] = {}
+    for shape in shapes:
+        found.setdefault(shape[2:], []).append(shape)
+    return list(found.values())
 
 
 def tuned_shapes(shapes: list[Shape]) -> list[Shape]:
@@ -161,29 +170,26 @@ class Run:
     def prepare(self, name: str) -> None:
         """Compile ours and a peer's whole space at its tuned shapes, tune it there and compile its choice elsewhere."""
         began, args = time.monotonic(), self.args
-        jobs = [(f"ours {name} {shape}", partial(call_once, name, "ours", shape), 1) for shape in args.shapes]
         short = [(B, min(T, 1024), H, D) for B, T, H, D in args.shapes]
         tuned = tuned_shapes(args.shapes) if args.peer else []
+        jobs = [(f"ours {name}", partial(call_once, name, "ours", group), 4) for group in by_heads(args.shapes)]
         for B, T, H, D in tuned:
-            call = partial(call_once, name, args.peer, (B, min(T, 1024), H, D))
+            call = partial(call_once, name, args.peer, [(B, min(T, 1024), H, D)])
             jobs.append((f"{args.peer} {name} of {D}", call, args.processes))
         compile_ahead(self.pool, jobs, self.choices)
         compiled = time.monotonic()
         for shape in tuned:
             try:
-                call_once(name, args.peer, shape)
+                call_once(name, args.peer, [shape])
             except Exception as refusal:  # noqa: BLE001 - the table says so, in this shape's row
                 print(f"{args.peer} {name}: {type(refusal).__name__}", file=sys.stderr, flush=True)
                 return
         chosen = time.monotonic()
         if tuned:
             # One sequence, too: the check has one.
-            rest = [*short, *[(1, T, H, D) for _, T, H, D in short]]
-            compile_ahead(
-                self.pool,
-                [(f"{args.peer} {name} {at}", partial(call_once, name, args.peer, at), 1) for at in sorted({*rest})],
-                self.choices,
-            )
+            rest = sorted({*short, *[(1, T, H, D) for _, T, H, D in short]})
+            jobs = [(f"{args.peer} {name}", partial(call_once, name, args.peer, group), 4) for group in by_heads(rest)]
+            compile_ahead(self.pool, jobs, self.choices)
         print(
             f"{name}: compiled in {compiled - began:.0f} s, tuned in {chosen - compiled:.0f} s, compiled for other "
             f"heads in {time.monotonic() - chosen:.0f} s",

@@ -50,28 +50,25 @@ def _inputs(gate: str = "none", delta: bool = False) -> Callable[[Shape], Inputs
 
 
 def _linear(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, backend: str = "triton") -> Tensor:
-    return linear_attention(q, k, v, g, backend=backend)[0]
+    o: Tensor = linear_attention(q, k, v, g, backend=backend)[0]
+    return o
 
 
 def _delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None = None, backend: str = "triton") -> Tensor:
-    return delta_rule(q, k, v, beta, g, backend=backend)[0]
+    o: Tensor = delta_rule(q, k, v, beta, g, backend=backend)[0]
+    return o
 
 
-def _fla_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    from fla.ops.linear_attn import chunk_linear_attn
-
-    return chunk_linear_attn(q, k, v, normalize=False)[0]
-
-
-def _fla(module: str, name: str) -> Callable[..., Tensor]:
+def _fla(module: str, name: str, **options: bool) -> Callable[..., Tensor]:
     def call(**inputs: Tensor) -> Tensor:
-        return getattr(importlib.import_module(f"fla.ops.{module}"), name)(**inputs)[0]
+        o: Tensor = getattr(importlib.import_module(f"fla.ops.{module}"), name)(**inputs, **options)[0]
+        return o
 
     return call
 
 
 OPS: dict[str, Op] = {
-    "linear": Op(_inputs(), _linear, _fla_linear),
+    "linear": Op(_inputs(), _linear, _fla("linear_attn", "chunk_linear_attn", normalize=False)),
     "scalar_gated": Op(_inputs("token"), _linear, _fla("simple_gla", "chunk_simple_gla")),
     "gla": Op(_inputs("key"), _linear, _fla("gla", "chunk_gla")),
     "delta": Op(_inputs(delta=True), _delta, _fla("delta_rule", "chunk_delta_rule")),

@@ -65,6 +65,22 @@ def sharing_choices(choices: Choices) -> Iterator[None]:
         yield
 
 
+def _kernel_of(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what tells two kernels of one function apart, near enough: types, constants and launch options."""
+    constants = {parameter.name for parameter in fn.params if parameter.is_constexpr}
+    known = dict(zip(fn.arg_names, args, strict=False)) | kwargs
+
+    def kind(name: str, value: Any) -> object:
+        # No tensor is looked at: each look would wait for a device that many processes share.
+        if hasattr(value, "dtype"):
+            return str(value.dtype)
+        if isinstance(value, int) and name in fn.arg_names and name not in constants:
+            return value == 1, value % 16 == 0
+        return repr(value)
+
+    return fn, *sorted((name, str(kind(name, value))) for name, value in known.items())
+
+
 @contextmanager
 def compiling_only(part: int, parts: int, choices: Choices) -> Iterator[None]:
     """Compile every ``parts``-th distinct kernel that is called, from the ``part``-th on, and launch none."""
@@ -72,10 +88,7 @@ def compiling_only(part: int, parts: int, choices: Choices) -> Iterator[None]:
     numbers: dict[tuple[Any, ...], int] = {}
 
     def compile_kernel(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        # No tensor is looked at: each look would wait for a device that many processes share.
-        given = [*enumerate(args), *kwargs.items()]
-        key = (self, *[(name, str(x.dtype) if hasattr(x, "dtype") else repr(x)) for name, x in given])
-        number = numbers.setdefault(key, len(numbers))
+        number = numbers.setdefault(_kernel_of(self, args, kwargs), len(numbers))
         return launch(self, *args, grid=grid, warmup=True, **kwargs) if number % parts == part else None
 
     def compile_all(self: Any, *args: Any, **kwargs: Any) -> None:

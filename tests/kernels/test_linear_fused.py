@@ -121,6 +121,31 @@ def test_on_the_card_strong_decay(gate: str, dtype: torch.dtype, triton_agrees: 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("gate", ["none", "token", "key"])
+def test_on_the_card_a_million_tokens(gate: str, random_inputs: Inputs) -> None:
+    """Offsets past 2^31 elements: the last tokens are what a run over them alone finds from the state before them."""
+    T, tail = 1_048_576, 1024
+    inputs = random_inputs(T, (2, 18), (32, 128), gate, torch.bfloat16, "cuda", 1, 1)
+    assert inputs["v"].numel() > 2**31
+    start = inputs.pop("initial_state")
+    with torch.no_grad():
+        o, last = linear_attention(**inputs, initial_state=start, output_final_state=True)
+        head = {name: x[:, :-tail] for name, x in inputs.items()}
+        _, state = linear_attention(**head, initial_state=start, output_final_state=True)
+        del head
+        end = {name: x[:, -tail:].double() for name, x in inputs.items()}
+        assert state is not None
+        assert last is not None
+        wanted, wanted_last = linear_attention(
+            **end, initial_state=state.double(), output_final_state=True, backend="chunked"
+        )
+    assert wanted_last is not None
+    assert rms_ratio(o[:, -tail:], wanted) < OUTPUT_TOLERANCE
+    assert rms_ratio(last, wanted_last) < OUTPUT_TOLERANCE
+    assert bool(o.isfinite().all())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
 def test_on_the_card_results_repeat(gate: str, random_inputs: Inputs) -> None:
     inputs = random_inputs(2000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 2, 2)
     runs = []
