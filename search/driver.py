@@ -19,8 +19,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from archspec.search.background import Background
 from archspec.search.baselines import baselines
 from archspec.search.candidates import Candidate, Rejection, admit, drawn_again, named, read_back
 from archspec.search.conclusions import conclude
@@ -30,7 +32,7 @@ from archspec.search.executors import Executor
 from archspec.search.ladder import Halving, contender, promote, ranking
 from archspec.search.opening import opening
 from archspec.search.points import parameters
-from archspec.search.proposals import Proposal, Proposer
+from archspec.search.proposals import Proposal, Proposer, learnt
 from archspec.search.records import replay
 from archspec.search.report.coordinates import coordinates
 from archspec.search.requests import prepare, rechecks_for, requests_for
@@ -85,7 +87,7 @@ class Driver:
         self._candidates: dict[int, Candidate] = {}
         self._by_hash = {trial.hash: trial.number for trial in reversed(list(self.run)) if trial.state != "rejected"}
         self._opened = ExitStack()
-        self._committed = time.monotonic()
+        self._background, self._committed = Background(), time.monotonic()
         self._deadline = None if limits.timeout_s is None else time.monotonic() + limits.timeout_s
 
     def execute(self) -> str:
@@ -135,6 +137,7 @@ class Driver:
         among = parameters(self._search.space)
         self._study = open_study(self._search, self._folder, among)
         self._opened.callback(self._study.close)
+        self._opened.callback(self._background.finish)
         self._proposer = Proposer(self._search, self._study, self.run, self._offset, among)
         for trial in [self.run.trials.get(number + self._offset) for number in self._study.unfinished()]:
             if trial is not None and trial.round in self.run.closed:  # a power cut took what the study was told
@@ -288,7 +291,7 @@ class Driver:
         self, number: int, name: str, found: Candidate, index: int, note: str, drawn: Mapping[str, Any]
     ) -> None:
         self._by_hash[found.hash] = number
-        self._folder.write_spec(found.hash, found.document)
+        self._background.do(partial(self._folder.write_spec, found.hash, found.document))
         self._candidates[number] = found
         self.emit(
             "proposed",
@@ -324,7 +327,7 @@ class Driver:
     def _tell(self, trial: Trial) -> None:
         number = trial.number - self._offset
         self._candidates.pop(trial.number, None)  # nothing more is done with it, as a rule
-        values = self._validation_values(trial)
+        values = learnt(trial, self._search.objectives)
         if trial.state == "failed":
             self._study.fail(number)
         elif values is None:
@@ -334,17 +337,6 @@ class Driver:
             self._study.complete(number, values, excess)
             total = sum(max(0.0, each) for each in excess.values())
             self._proposer.hear_values(number, trial.coordinates, self._study.losses(values), total)
-
-    def _validation_values(self, trial: Trial) -> list[float] | None:
-        """Return what the sampler learns: validation where there is a choice of split, the figure elsewhere."""
-        values: list[float] = []
-        for objective in self._search.objectives:
-            score = trial.validation.get(objective.name)
-            value = score["mean"] if score is not None else trial.value(objective.name)
-            if trial.state != "trained" or value is None:
-                return None
-            values.append(float(value))
-        return values
 
     def _enqueue(self, number: int, rung: int, *, first: bool = False) -> None:
         trial = self.run.trials[number]
@@ -375,13 +367,17 @@ class Driver:
         """Between any two steps: make what was logged durable from time to time, and stop when it is time."""
         self._watch.write(self.run)
         if time.monotonic() - self._committed > COMMIT_S:
-            self._log.commit()
-            self._study.commit()
+            self._background.do(self._commit)
             self._committed = time.monotonic()
         if self._limits.stop:
             raise StoppedEarly(self._limits.stop[0])
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise StoppedEarly("timeout")
+
+    def _commit(self) -> None:
+        with storage_errors():
+            self._log.commit()
+            self._study.commit()
 
     def _accepted(self, index: int) -> list[Trial]:
         return [trial for trial in self.run if trial.round == index and trial.state != "rejected"]

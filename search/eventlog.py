@@ -94,7 +94,7 @@ class EventLog:
         trim_torn_line(path)
         self._path = path
         self._file = path.open("ab", buffering=0)
-        self._is_durable = True
+        self._written = self._durable = 0  # events
 
     def append(self, event: str, **fields: Any) -> Event:
         """Write one event and hand it to the operating system; return it with its time (seconds, UTC epoch).
@@ -113,7 +113,7 @@ class EventLog:
         except OSError as error:
             os.ftruncate(self._file.fileno(), size)
             raise self._unwritable(error) from error
-        self._is_durable = False
+        self._written += 1
         return entry
 
     def commit(self) -> None:
@@ -122,13 +122,14 @@ class EventLog:
         Raises:
             RunError: when the disk does not take them.
         """
-        if self._is_durable:
+        written = self._written  # more may be appended meanwhile, by another thread
+        if written == self._durable:
             return
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise self._unwritable(error) from error
-        self._is_durable = True
+        self._durable = written
 
     def close(self) -> None:
         """Make everything written durable and close."""

@@ -27,7 +27,7 @@ class Journal(BaseJournalBackend):
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self._close = weakref.finalize(self, os.close, self._file)
         self._read = (0, 0)  # records handed out so far, and where they end in the file
-        self._is_durable = True
+        self._written = self._durable = 0  # appends
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Yield the records from number ``log_number_from`` on; a last line that is not whole is none yet."""
@@ -53,17 +53,18 @@ class Journal(BaseJournalBackend):
         except OSError as error:
             os.ftruncate(self._file, size)
             raise OSError(error.errno, error.strerror, str(self._path)) from error
-        self._is_durable = False
+        self._written += 1
 
     def commit(self) -> None:
         """Wait until every record is on the disk."""
-        if self._is_durable:
+        written = self._written  # more may be appended meanwhile, by another thread
+        if written == self._durable:
             return
         try:
             os.fsync(self._file)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
-        self._is_durable = True
+        self._durable = written
 
     def close(self) -> None:
         """Commit and close."""

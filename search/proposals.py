@@ -19,16 +19,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from archspec.search.candidates import Rejection, admit, named
 from archspec.search.evolution import Parents, mutated
+from archspec.search.names import Objective
 from archspec.search.points import Coordinates, Genes, Values, express, key_of, known_coordinates, points
 from archspec.search.records import Run
 from archspec.search.searchfile import SearchFile
 from archspec.search.study import SearchStudy
+from archspec.search.trial import Trial
 from archspec.yamltext import LocatedMap
 
 RANDOM_AFTER = 5
@@ -65,6 +67,18 @@ class _Miss:
     is_old: bool
     how: str
     excess: float
+
+
+def learnt(trial: Trial, objectives: Sequence[Objective]) -> list[float] | None:
+    """Return what a sampler learns of a trial: validation where there is a choice of split, the figure elsewhere."""
+    values: list[float] = []
+    for objective in objectives:
+        score = trial.validation.get(objective.name)
+        value = score["mean"] if score is not None else trial.value(objective.name)
+        if trial.state != "trained" or value is None:
+            return None
+        values.append(float(value))
+    return values
 
 
 class Proposer:
