@@ -31,7 +31,7 @@ def anchored(
     state = initial_state(rule, quantities) if state is None else dict(state)
     reads, first = [], 0
     for length in _stretches(rule, position, quantities.query.shape[1]):
-        part = _part(quantities, slice(first, first + length))
+        part = _part(quantities, first, length)
         read, state = _stretch(rule, part, state, position + first)
         reads.append(read)
         first += length
@@ -54,21 +54,28 @@ def _stretches(rule: Rule, position: int, length: int) -> list[int]:
     return found
 
 
-def _part(quantities: Quantities, tokens: slice) -> Quantities:
-    """Some tokens in the layout of memories [B, H, C, d]; gates [B or 1, H, C or 1, 1 or K, 1 or V]."""
-    dtype = quantities.state_dtype
+def _part(quantities: Quantities, first: int, length: int) -> Quantities:
+    """Some tokens in the layout of memories [B, H, C, d]; gates [B or 1, H, C or 1, 1 or K, 1 or V].
 
-    def of(tensor: Tensor) -> Tensor:
+    With S steps a token, keys, values and strengths have S C rows.
+    """
+    dtype, steps = quantities.state_dtype, quantities.steps
+
+    def of(tensor: Tensor, rows: int = 1) -> Tensor:
+        tokens = slice(first * rows, (first + length) * rows)
         return (tensor[:, tokens] if tensor.shape[1] > 1 else tensor[:, :1]).transpose(1, 2).to(dtype)
 
     return Quantities(
         query=of(quantities.query),
-        key=of(quantities.key),
-        value=of(quantities.value),
-        gates={path: of(gate) for path, gate in quantities.gates.items()},
+        key=of(quantities.key, steps),
+        value=of(quantities.value, steps),
+        gates={
+            path: of(gate, steps if path in quantities.stepped_gates else 1) for path, gate in quantities.gates.items()
+        },
         start=quantities.start,
         parameters={name: tensor.to(dtype) for name, tensor in quantities.parameters.items()},
         read_key=None if quantities.read_key is None else of(quantities.read_key),
+        steps=steps,
     )
 
 
@@ -117,6 +124,8 @@ def _increments(rule: Rule, part: Quantities, state: MemoryState, point: Weights
         own = loss_gradients(rule, joined, _spread(point, joined.key.shape[2]))
         found = {name: _band(tensor, rule.bias.window.length, part.key.shape[2]) for name, tensor in own.items()}
         stepped = scaled(rule, found, part.gates["update.step_size"])
+    if part.steps > 1:  # gradients that do not see the weights: the steps of a token are one
+        found, stepped = ({name: _summed(x, part.steps) for name, x in of.items()} for of in (found, stepped))
     increments = {}
     for name in point:
         step = laid_step(rule, part, name, found[name], stepped[name], point[name][:, :, None])
@@ -128,6 +137,11 @@ def _increments(rule: Rule, part: Quantities, state: MemoryState, point: Weights
             after[f"{buffer}.{name}"] = sums[:, :, -1]
         increments[name], _ = rule.update.increment(step, buffers)
     return increments, after
+
+
+def _summed(x: Tensor, steps: int) -> Tensor:
+    """Return the sum over the steps of every token, of [B, H, S C, d_in, d_out]."""
+    return x.reshape(*x.shape[:2], -1, steps, *x.shape[3:]).sum(3)
 
 
 def _moved(rule: Rule, part: Quantities, name: str, before: Tensor, increments: Tensor) -> Tensor:

@@ -25,6 +25,17 @@ from dataclasses import dataclass
 
 from archspec.composition import inside
 from archspec.loading import dotted
+from archspec.refusals import (
+    not_anchored,
+    not_delta,
+    not_linear,
+    not_momentum_delta,
+    not_online,
+    not_scan,
+    not_sequential,
+    not_softmax,
+    not_solve,
+)
 from archspec.rule import Rule
 from archspec.schema import MemoryMixer, Spec
 
@@ -143,187 +154,10 @@ def plan(spec: Spec, device: str = "cpu", backend: str = "auto") -> Plan:
     return Plan({path: decision for path, decision in decisions.items() if path in alive}, used)
 
 
-def _first(*refusals: str | None) -> str | None:
-    return next((refusal for refusal in refusals if refusal is not None), None)
-
-
-def _not_softmax(rule: Rule) -> str | None:
-    if not rule.memory.grows:
-        return f"memory {rule.memory.kind} stores weights, not tokens"
-    return _reads_after(rule)
-
-
-def _reads_after(rule: Rule) -> str | None:
-    return None if rule.read == "after" else "the query reads before its own token is written"
-
-
-def _is_matrix(rule: Rule) -> str | None:
-    return None if rule.memory.kind == "matrix" else f"memory {rule.memory.kind} is not a matrix"
-
-
-def _plain_descent(rule: Rule) -> str | None:
-    if rule.update.kind != "gradient_descent":
-        return f"update {rule.update.kind} is not one plain gradient step a token"
-    if rule.update.anchor is not None:
-        return f"gradients are taken every {rule.update.anchor.every} tokens"
-    return None
-
-
-def _no_link(rule: Rule) -> str | None:
-    if rule.retention.turns:
-        return f"retention {rule.retention.kind} turns pairs of states"
-    return f"retention {rule.retention.kind} has a nonlinear link" if rule.retention.has_link else None
-
-
-def _no_window(rule: Rule) -> str | None:
-    return "the loss sums over a window of tokens" if rule.bias.window is not None else None
-
-
-def _axes(rule: Rule, *, decays: tuple[str, ...], steps: tuple[str, ...]) -> str | None:
-    gate = rule.retention.decay_gate
-    if gate is not None and rule.granularity(gate) not in decays:
-        return f"the decay varies per {rule.granularity(gate)}, not per {' or '.join(decays)}"
-    for name in ("step_size", "write_size"):
-        size = getattr(rule.update, name)
-        if size is not None and rule.granularity(size) not in steps:
-            return f"{name} varies per {rule.granularity(size)}, not per {' or '.join(steps)}"
-    return None
-
-
-def _not_linear(rule: Rule) -> str | None:
-    error = rule.bias.error
-    return _first(
-        _is_matrix(rule),
-        None if error == "value" else f"bias {rule.bias.kind} has an error that depends on the prediction",
-        None if rule.update.kind == "multi_step" else _plain_descent(rule),
-        _no_link(rule),
-        _no_window(rule),
-        _axes(rule, decays=("head", "key"), steps=("head", "key", "value")),
-        _reads_after(rule),
-    )
-
-
-def _residual(rule: Rule) -> str | None:
-    return None if rule.bias.error == "residual" else f"bias {rule.bias.kind} has an error that is not M(k) - v"
-
-
-def _not_delta(rule: Rule) -> str | None:
-    return _first(
-        _is_matrix(rule),
-        _residual(rule),
-        _delta_steps(rule),
-        _no_link(rule),
-        _no_window(rule),
-        _axes(rule, decays=("head", "key"), steps=("head", "key")),
-        _reads_after(rule),
-    )
-
-
-def _delta_steps(rule: Rule) -> str | None:
-    """Several steps are more tokens of the same rule, and an implicit step is an explicit one of another size."""
-    update = rule.update
-    if update.kind == "multi_step":
-        return None
-    if update.kind == "implicit":
-        if getattr(update, "diagonal", False):
-            return "the diagonal implicit step decays every state by itself"
-        return None
-    return _plain_descent(rule)
-
-
-def _not_momentum_delta(rule: Rule) -> str | None:
-    update = rule.update
-    momentum = getattr(update, "momentum", None)
-    if update.kind != "momentum" or momentum is None:
-        return f"update {update.kind} has no momentum"
-    if rule.granularity(momentum) != "head":
-        return f"momentum varies per {rule.granularity(momentum)}, not per head"
-    return _first(
-        _is_matrix(rule),
-        _residual(rule),
-        f"gradients are taken every {update.anchor.every} tokens" if update.anchor is not None else None,
-        _no_link(rule),
-        _no_window(rule),
-        _axes(rule, decays=("head",), steps=("head", "key")),
-        _reads_after(rule),
-    )
-
-
-def _not_scan(rule: Rule) -> str | None:
-    return _first(
-        _is_matrix(rule),
-        _mixing_step(rule),
-        None if rule.retention.turns else _no_link(rule),
-        _no_window(rule),
-        _reads_after(rule),
-    )
-
-
-def _mixing_step(rule: Rule) -> str | None:
-    """Whether a step mixes the entries of the weights: one on a given direction, or a diagonal one, does not."""
-    update, decays = rule.update, rule.retention.decay_gate is not None
-    if update.kind == "implicit" and getattr(update, "diagonal", False):
-        if rule.retention.turns:
-            return _no_link(rule)
-        if decays and rule.retention.order == "together":
-            return "the step is taken from undecayed weights, so that a state's factor may change sign"
-        return None
-    if rule.bias.error != "value":
-        return f"bias {rule.bias.kind} has an error that mixes the states"
-    return _plain_descent(rule)
-
-
-def _not_solve(rule: Rule) -> str | None:
-    return None if rule.update.solves else f"update {rule.update.kind} does not solve for the weights"
-
-
-def gradient_is_fixed(rule: Rule) -> bool:
-    """Whether dl/dW does not depend on W, so that any anchor gives the same function."""
-    return rule.memory.kind == "matrix" and rule.bias.error == "value"
-
-
-def _not_online(rule: Rule) -> str | None:
-    update, anchor = rule.update, rule.update.anchor
-    if rule.memory.grows:
-        return f"memory {rule.memory.kind} stores tokens, not weights"
-    if update.kind not in ("gradient_descent", "momentum"):
-        return f"update {update.kind} is not linear in the gradients"
-    if anchor is None and not gradient_is_fixed(rule):
-        return "every token's gradient is taken at the weights that the token before it left"
-    decay = rule.retention.decay_gate
-    if decay is not None and rule.granularity(decay) == "state":
-        return "the decay varies per state, along both axes of a weight"
-    return _first(
-        _no_link(rule),
-        _no_window(rule),
-        "the anchor lags one token behind" if anchor is not None and anchor.lag else None,
-        "the write has a strength of its own" if update.write_size is not None else None,
-    )
-
-
 def _softmax_reason(rule: Rule) -> str:
     if getattr(rule.memory, "cache", "tokens") == "statistics":
         return "every reader gives the tokens the same scores: a running average"
     return "tokens are stored and read by a softmax"
-
-
-def _not_anchored(rule: Rule) -> str | None:
-    update, anchor = rule.update, rule.update.anchor
-    if rule.memory.grows:
-        return f"memory {rule.memory.kind} stores tokens, not weights"
-    if update.kind not in ("gradient_descent", "momentum", "muon"):
-        return f"update {update.kind} needs the weights between its steps"
-    if anchor is None and not gradient_is_fixed(rule):
-        return "every token's gradient is taken at the weights that the token before it left"
-    if anchor is not None and anchor.reduce == "mean":
-        return "the steps since the anchor are averaged"
-    return f"retention {rule.retention.kind} turns pairs of states" if rule.retention.turns else None
-
-
-def _not_sequential(rule: Rule) -> str | None:
-    if rule.memory.grows:
-        return f"memory {rule.memory.kind} stores tokens, not weights"
-    return f"update {rule.update.kind} solves for the weights" if rule.update.solves else None
 
 
 def _sequential_reason(rule: Rule) -> str:
@@ -372,38 +206,38 @@ def _torch(rule: Rule, device: str) -> str:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("softmax", "attention", _not_softmax, _softmax_reason, _torch),
-    Family("linear", "chunkwise", _not_linear, _linear_reason, _triton_linear),
+    Family("softmax", "attention", not_softmax, _softmax_reason, _torch),
+    Family("linear", "chunkwise", not_linear, _linear_reason, _triton_linear),
     Family(
         "delta",
         "chunkwise",
-        _not_delta,
+        not_delta,
         lambda rule: "a matrix under l2: the steps of a chunk solve one triangular system",
         _triton_delta,
     ),
     Family(
         "momentum_delta",
         "chunkwise",
-        _not_momentum_delta,
+        not_momentum_delta,
         lambda rule: "a matrix under l2 with momentum: the errors of a chunk solve one triangular system",
         _torch,
     ),
     Family(
         "solve",
         "chunkwise",
-        _not_solve,
+        not_solve,
         lambda rule: "conjugate gradients for all queries at once; H x is linear attention of x",
         _triton_linear,
     ),
-    Family("online", "chunkwise", _not_online, _online_reason, _torch),
+    Family("online", "chunkwise", not_online, _online_reason, _torch),
     Family(
         "scan",
         "scan",
-        _not_scan,
+        not_scan,
         lambda rule: "every entry of the matrix decays and grows by itself: one associative scan",
         _torch,
     ),
-    Family("anchored", "chunkwise", _not_anchored, _anchored_reason, _torch),
-    Family("sequential", "step", _not_sequential, _sequential_reason, _torch),
+    Family("anchored", "chunkwise", not_anchored, _anchored_reason, _torch),
+    Family("sequential", "step", not_sequential, _sequential_reason, _torch),
     Family("recurrence", "recurrence", lambda rule: None, lambda rule: "no faster form computes this function", _torch),
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from archspec import kernel_inputs
@@ -69,7 +71,39 @@ def linear(
 def delta(
     rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
 ) -> tuple[Tensor, MemoryState]:
-    """S_t = A S_{t-1} - b e (p^T S) + w k v^T, with the rule's order of decay and step."""
+    """S_t = A S_{t-1} - b e (p^T S) + w k v^T, with the rule's order of decay and step; A may turn pairs of keys.
+
+    With turns R_t the state Z_t = (R_t ... R_1)^T S_t follows the same rule without them, for keys and queries that
+    are turned back by as much: turns of a pair commute with each other and with a decay of the pair.
+    """
+    if not rule.retention.turns:
+        return _delta(rule, quantities, state, position, backend)
+    angle = quantities.gates["retention.phase"][..., 0].cumsum(1)  # [B or 1, T or 1, H, 1 or K]
+    if angle.shape[1] != quantities.query.shape[1]:
+        angle = angle * torch.arange(1, quantities.query.shape[1] + 1, device=angle.device)[:, None, None]
+    angle = angle.chunk(2, dim=-1)[0] if angle.shape[-1] > 1 else angle
+    by_step = angle.repeat_interleave(quantities.steps, dim=1) if quantities.steps > 1 else angle
+    read_key = quantities.read_key
+    turned = replace(
+        quantities,
+        query=_turned(quantities.query, -angle, -1),
+        key=_turned(quantities.key, -by_step, -1),
+        read_key=None if read_key is None else _turned(read_key, -by_step, -1),
+    )
+    read, after = _delta(rule, turned, state, position, backend)
+    return read, {"dual.w": _turned(after["dual.w"], angle[:, -1, :, :, None], -2)}
+
+
+def _turned(x: Tensor, angle: Tensor, axis: int) -> Tensor:
+    """Return x with channel i and channel i + half of an axis, as a complex number, times e^(i angle)."""
+    real, imaginary = x.to(angle.dtype).chunk(2, dim=axis)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=axis).to(x.dtype)
+
+
+def _delta(
+    rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
+) -> tuple[Tensor, MemoryState]:
     start = initial_state(rule, quantities) if state is None else state
     key = quantities.key
     beta = kernel_inputs.strength(_delta_step(rule, quantities), key)

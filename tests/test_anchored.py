@@ -41,6 +41,12 @@ CASES: dict[str, dict[str, Any]] = {
     "lag": {"memory": MLP, "update": {**MOMENTUM, "anchor": {**ANCHOR, "lag": True}}},
     "two strengths": {"update": {**GD, "write_size": "sigmoid"}, "bias": {"kind": "l2", "read_key": {"norm": "l2"}}},
     "per state": {"retention": {"kind": "decay", "gate": "s6"}, "update": MOMENTUM},
+    "steps under dot": {
+        "memory": LEARNED,
+        "bias": "dot",
+        "retention": {"kind": "kl", **DECAY, "order": "step_first"},
+        "update": {"kind": "multi_step", "steps": 3, "step_size": STEP},
+    },
     "read before": {
         "retention": {"kind": "kl", **DECAY},
         "update": {**GD, "anchor": {**ANCHOR, "link": "anchor"}},

@@ -269,3 +269,38 @@ def test_several_steps_under_dot_share_one_decay(order: str) -> None:
         reads.append(torch.einsum("bhk,bhkv->bhv", q[:, t], state))
     for form in (mixer.form, recurrence):
         close(form(mixer.rule, quantities, None, 0)[0], torch.stack(reads, 1), "reads")
+
+
+@pytest.mark.parametrize(
+    ("retention", "update"),
+    [
+        ({"gate": "sigmoid", "phase": "tanh"}, UPDATES["implicit"]),
+        ({"gate": {"kind": "sigmoid", "per": "key"}, "phase": {"kind": "linear", "per": "key"}}, UPDATES["multi"]),
+        ({"gate": 0.9, "phase": 0.7}, {**UPDATES["gd"], "write_size": "sigmoid"}),
+    ],
+)
+def test_a_delta_rule_whose_decay_turns_pairs_of_keys_turns_the_keys_instead(
+    retention: dict[str, Any], update: dict[str, Any]
+) -> None:
+    mapping = document("matrix", "l2", "none", "gd")
+    mapping["blocks"]["main"]["mixer"] |= {"retention": {"kind": "complex_decay", **retention}, "update": update}
+    assert plan(load(mapping)).decisions["blocks.main.mixer"].family == "delta"
+    fast, slow = perturbed(load(mapping)), perturbed(load(mapping), "reference")
+    x = tokens()
+    output, defined = fast(x), slow(x)
+    close(output.logits, defined.logits, "logits")
+    for name, tensor in defined.state.tensors.items():
+        close(output.state.tensors[name], tensor, name)
+    for result in (output, defined):
+        result.logits.sin().sum().backward()
+    for (name, parameter), other in zip(fast.named_parameters(), slow.parameters(), strict=True):
+        close(parameter.grad, other.grad, f"gradient of {name}", 1e-7)  # type: ignore[arg-type]
+    with torch.no_grad():
+        head = fast(x[:, :SPLIT])
+        close(torch.cat([head.logits, fast(x[:, SPLIT:], head.state).logits], 1), output.logits, "split")
+        state, stepped = None, []
+        for t in range(LENGTH):
+            step = fast.step(x[:, t], state)
+            state = step.state
+            stepped.append(step.logits)
+        close(torch.stack(stepped, 1), output.logits, "steps")

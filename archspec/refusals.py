@@ -1,0 +1,202 @@
+"""Why a lowering family cannot run a rule: one function a family, which returns the reason, or None when it can."""
+
+from __future__ import annotations
+
+from archspec.rule import Rule
+
+
+def _first(*refusals: str | None) -> str | None:
+    return next((refusal for refusal in refusals if refusal is not None), None)
+
+
+def not_softmax(rule: Rule) -> str | None:
+    if not rule.memory.grows:
+        return f"memory {rule.memory.kind} stores weights, not tokens"
+    return _reads_after(rule)
+
+
+def _reads_after(rule: Rule) -> str | None:
+    return None if rule.read == "after" else "the query reads before its own token is written"
+
+
+def _is_matrix(rule: Rule) -> str | None:
+    return None if rule.memory.kind == "matrix" else f"memory {rule.memory.kind} is not a matrix"
+
+
+def _plain_descent(rule: Rule) -> str | None:
+    if rule.update.kind != "gradient_descent":
+        return f"update {rule.update.kind} is not one plain gradient step a token"
+    if rule.update.anchor is not None:
+        return f"gradients are taken every {rule.update.anchor.every} tokens"
+    return None
+
+
+def _no_link(rule: Rule) -> str | None:
+    if rule.retention.turns:
+        return f"retention {rule.retention.kind} turns pairs of states"
+    return f"retention {rule.retention.kind} has a nonlinear link" if rule.retention.has_link else None
+
+
+def _no_window(rule: Rule) -> str | None:
+    return "the loss sums over a window of tokens" if rule.bias.window is not None else None
+
+
+def _axes(rule: Rule, *, decays: tuple[str, ...], steps: tuple[str, ...]) -> str | None:
+    gate = rule.retention.decay_gate
+    if gate is not None and rule.granularity(gate) not in decays:
+        return f"the decay varies per {rule.granularity(gate)}, not per {' or '.join(decays)}"
+    for name in ("step_size", "write_size"):
+        size = getattr(rule.update, name)
+        if size is not None and rule.granularity(size) not in steps:
+            return f"{name} varies per {rule.granularity(size)}, not per {' or '.join(steps)}"
+    return None
+
+
+def not_linear(rule: Rule) -> str | None:
+    error = rule.bias.error
+    return _first(
+        _is_matrix(rule),
+        None if error == "value" else f"bias {rule.bias.kind} has an error that depends on the prediction",
+        None if rule.update.kind == "multi_step" else _plain_descent(rule),
+        _no_link(rule),
+        _no_window(rule),
+        _axes(rule, decays=("head", "key"), steps=("head", "key", "value")),
+        _reads_after(rule),
+    )
+
+
+def _residual(rule: Rule) -> str | None:
+    return None if rule.bias.error == "residual" else f"bias {rule.bias.kind} has an error that is not M(k) - v"
+
+
+def not_delta(rule: Rule) -> str | None:
+    return _first(
+        _is_matrix(rule),
+        _residual(rule),
+        _delta_steps(rule),
+        _turns_of_keys(rule) if rule.retention.turns else _no_link(rule),
+        _no_window(rule),
+        _axes(rule, decays=("head", "key"), steps=("head", "key")),
+        _reads_after(rule),
+    )
+
+
+def _turns_of_keys(rule: Rule) -> str | None:
+    """Turns of key channels before the step are turns of the keys and queries instead."""
+    retention = rule.retention
+    if getattr(retention, "pairs", "key") != "key":
+        return "the decay turns pairs of value channels"
+    if getattr(retention, "discretization", "exact") != "exact":
+        return "the decay turns what is written as well"
+    if retention.order != "decay_first":
+        return "the decay turns pairs of states that the step has not"
+    gates = {"phase": getattr(retention, "phase", None), "step_size": rule.update.step_size}
+    for name, gate in {**gates, "write_size": rule.update.write_size}.items():
+        legal = ("head", "key") if name == "phase" else ("head",)
+        if gate is not None and rule.granularity(gate) not in legal:
+            return f"{name} varies per {rule.granularity(gate)}, along which the decay turns pairs"
+    return None
+
+
+def _delta_steps(rule: Rule) -> str | None:
+    """Several steps are more tokens of the same rule, and an implicit step is an explicit one of another size."""
+    update = rule.update
+    if update.kind == "multi_step":
+        return None
+    if update.kind == "implicit":
+        if getattr(update, "diagonal", False):
+            return "the diagonal implicit step decays every state by itself"
+        return None
+    return _plain_descent(rule)
+
+
+def not_momentum_delta(rule: Rule) -> str | None:
+    update = rule.update
+    momentum = getattr(update, "momentum", None)
+    if update.kind != "momentum" or momentum is None:
+        return f"update {update.kind} has no momentum"
+    if rule.granularity(momentum) != "head":
+        return f"momentum varies per {rule.granularity(momentum)}, not per head"
+    return _first(
+        _is_matrix(rule),
+        _residual(rule),
+        f"gradients are taken every {update.anchor.every} tokens" if update.anchor is not None else None,
+        _no_link(rule),
+        _no_window(rule),
+        _axes(rule, decays=("head",), steps=("head", "key")),
+        _reads_after(rule),
+    )
+
+
+def not_scan(rule: Rule) -> str | None:
+    return _first(
+        _is_matrix(rule),
+        _mixing_step(rule),
+        None if rule.retention.turns else _no_link(rule),
+        _no_window(rule),
+        _reads_after(rule),
+    )
+
+
+def _mixing_step(rule: Rule) -> str | None:
+    """Whether a step mixes the entries of the weights: one on a given direction, or a diagonal one, does not."""
+    update, decays = rule.update, rule.retention.decay_gate is not None
+    if update.kind == "implicit" and getattr(update, "diagonal", False):
+        if rule.retention.turns:
+            return _no_link(rule)
+        if decays and rule.retention.order == "together":
+            return "the step is taken from undecayed weights, so that a state's factor may change sign"
+        return None
+    if rule.bias.error != "value":
+        return f"bias {rule.bias.kind} has an error that mixes the states"
+    return _plain_descent(rule)
+
+
+def not_solve(rule: Rule) -> str | None:
+    return None if rule.update.solves else f"update {rule.update.kind} does not solve for the weights"
+
+
+def gradient_is_fixed(rule: Rule) -> bool:
+    """Whether dl/dW does not depend on W, so that any anchor gives the same function."""
+    return rule.memory.kind == "matrix" and rule.bias.error == "value"
+
+
+def not_online(rule: Rule) -> str | None:
+    update, anchor = rule.update, rule.update.anchor
+    if rule.memory.grows:
+        return f"memory {rule.memory.kind} stores tokens, not weights"
+    if update.kind not in ("gradient_descent", "momentum"):
+        return f"update {update.kind} is not linear in the gradients"
+    if anchor is None and not gradient_is_fixed(rule):
+        return "every token's gradient is taken at the weights that the token before it left"
+    decay = rule.retention.decay_gate
+    if decay is not None and rule.granularity(decay) == "state":
+        return "the decay varies per state, along both axes of a weight"
+    return _first(
+        _no_link(rule),
+        _no_window(rule),
+        "the anchor lags one token behind" if anchor is not None and anchor.lag else None,
+        "the write has a strength of its own" if update.write_size is not None else None,
+    )
+
+
+def not_anchored(rule: Rule) -> str | None:
+    update, anchor = rule.update, rule.update.anchor
+    if rule.memory.grows:
+        return f"memory {rule.memory.kind} stores tokens, not weights"
+    if update.kind not in ("gradient_descent", "momentum", "muon"):
+        if update.kind != "multi_step" or not gradient_is_fixed(rule):
+            return f"update {update.kind} needs the weights between its steps"
+        if rule.retention.order == "together" and rule.retention.decay_gate is not None:
+            return "every step of a token decays the weights"
+    if anchor is None and not gradient_is_fixed(rule):
+        return "every token's gradient is taken at the weights that the token before it left"
+    if anchor is not None and anchor.reduce == "mean":
+        return "the steps since the anchor are averaged"
+    return f"retention {rule.retention.kind} turns pairs of states" if rule.retention.turns else None
+
+
+def not_sequential(rule: Rule) -> str | None:
+    if rule.memory.grows:
+        return f"memory {rule.memory.kind} stores tokens, not weights"
+    return f"update {rule.update.kind} solves for the weights" if rule.update.solves else None
