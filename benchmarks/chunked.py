@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.chunked_cases import CASES, Case, Inputs
+from benchmarks.chunked_rules import RULE_CASES
 
 FORMS = ("chunked", "reference", "loop")
 # fp32 over some hundred tokens: rounding of 6e-8 a token, and sums in another order.
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Check, time and print; return 0, or 1 when forms disagree."""
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
-    cases = [case for case in CASES if case.family in options.families]
+    cases = [case for case in (*CASES, *RULE_CASES) if case.family in options.families]
     timings: list[Timing] = []
     for case in cases:
         problem = disagreement(case, options.length)
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    families = sorted({case.family for case in CASES})
+    families = sorted({case.family for case in (*CASES, *RULE_CASES)})
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chunked", description=__doc__.split("\n\n")[0])
     parser.add_argument("--families", default=",".join(families), help=f"some of {', '.join(families)}")
     parser.add_argument("--length", type=int, default=512, help="T, tokens")
