@@ -6,12 +6,6 @@ import torch
 
 from archspec.kernels.linear.cost import SweepConfig, padded_dim
 
-_SHARED_BYTES = 226 * 1024
-"""Shared memory that two programs may use together on sm_90."""
-
-_SCRATCH_BYTES = 16 * 1024
-"""What a program uses besides its pipelined tiles, at most."""
-
 
 def needs_wide_products(key_dim: int, dtype: torch.dtype) -> bool:
     """Return whether bf16 inputs are served as fp32, with products in tf32.
@@ -36,33 +30,24 @@ def padded_rows(dim: int) -> int:
     return max(32, padded_dim(dim))
 
 
-def serial_config(
-    rows: int, cols: int, itemsize: int, chunk: int, *, row_gate: bool = False, backward: bool = False
-) -> SweepConfig:
+def serial_config(rows: int, cols: int, itemsize: int) -> SweepConfig:
     """Return the tile of the kernels that walk a sequence chunk by chunk with a state of rows x cols.
 
-    Two programs of 32 columns on one multiprocessor beat one of 64: each works while the other waits. Where the tiles
-    of two do not fit its shared memory, one takes 64.
+    Two programs of 32 columns on one multiprocessor beat one of 64 (forward 0.52 ms against 0.58 at 4x8192x16x128,
+    backward 0.54 against 0.84): each works while the other waits. Under a decay per key channel the tiles of two do not
+    fit from 128 channels on; 64 columns would then be faster, but were timed without their results being checked.
 
     Args:
         rows: the state dim held whole.
         cols: the state dim cut into blocks.
         itemsize: bytes of one input element.
-        chunk: C.
-        row_gate: whether keys come scaled for reading and for writing, and scores come given.
-        backward: whether time runs backward, which keeps more in registers.
     """
     if itemsize == 4:
         return SweepConfig(32, 4, 1)
-    rows = padded_rows(rows)
-    if rows > 128:
-        # On Triton 3.6 programs of 32 columns without pipelining read out of bounds, also for fewer rows.
+    if padded_rows(rows) > 128:
+        # On Triton 3.6, 16-bit programs of 32 columns without pipelining read out of bounds, also for fewer rows.
         return SweepConfig(64, 8, 1)
-    keys, pairs = (3, 2) if row_gate else (2, 1)
-    stage_bytes = itemsize * chunk * (keys * rows + pairs * chunk + 32)
-    if 2 * (2 * stage_bytes + _SCRATCH_BYTES) <= _SHARED_BYTES:
-        return SweepConfig(32, 4, 2)
-    return SweepConfig(64, 8 if backward else 4, 2)
+    return SweepConfig(32, 4, 2)
 
 
 def states_config(key_dim: int, value_dim: int, itemsize: int) -> SweepConfig:

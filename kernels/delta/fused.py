@@ -60,7 +60,7 @@ def _forward_impl(
     core, units = chunk_cores(call, k, beta, _gate_kind(g), sums, made, cu_seqlens)
     final = torch.empty(call.N, call.HV, call.K, call.V, dtype=torch.float32, device=v.device)
     o, errors, writes = torch.empty_like(v), torch.empty_like(v), torch.empty_like(v)
-    config = serial_config(call.K, call.V, v.element_size(), call.chunk, row_gate=made is not None)
+    config = serial_config(call.K, call.V, v.element_size())
     reads, k_read, k_write = (made.q, made.k_read, made.k) if made else (q, k, k)
     _delta_forward[(call.N * call.HV * -(-call.V // config.block),)](
         reads, k_read, k_write, v, beta, sums, made.decay if made else None, core, units,
@@ -80,7 +80,7 @@ def _backward_impl(
     call = make_call(q, v, g, cu_seqlens)
     sums = token_sums(call, g, cu_seqlens)
     made = _prepared(call, q, k, g, cu_seqlens)
-    config = serial_config(call.K, call.V, v.element_size(), call.chunk, row_gate=made is not None, backward=True)
+    config = serial_config(call.K, call.V, v.element_size())
     blocks = -(-call.V // config.block)
     dv = torch.empty_like(v)
     d_initial = torch.empty(call.N, call.HV, call.K, call.V, dtype=torch.float32, device=v.device)
