@@ -28,7 +28,6 @@ from archspec.kernels.delta.cost import (
     gradients_config,
     needs_wide_products,
     padded_rows,
-    reads_both_halves,
     serial_config,
     states_config,
 )
@@ -66,7 +65,7 @@ def _forward_impl(
         reads, k_read, k_write, v, beta, sums, made.decay if made else None, core, units,
         made.scores if made else None, initial_state, o, errors, writes, final, cu_seqlens, scale, call.T, call.rows,
         DY=call.K, DZ=call.V, BY=padded_rows(call.K), BZ=config.block, GATE=_gate_kind(g),
-        HAS_START=initial_state is not None, WIDE=reads_both_halves(call.K, v.element_size()), PRECISION=precision(v),
+        HAS_START=initial_state is not None, PRECISION=precision(v),
         **call.sizes(), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return o, final, errors, writes, core, units

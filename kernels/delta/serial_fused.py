@@ -48,12 +48,11 @@ def _delta_forward(
     q, k_read, k_write, v, beta, g, decay, core, units, scores, first_state, out, errors, writes, last_state,
     cu_seqlens, scale, T, total_rows,
     HV: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr, BY: tl.constexpr, BZ: tl.constexpr, C: tl.constexpr,
-    GATE: tl.constexpr, HAS_START: tl.constexpr, WIDE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    GATE: tl.constexpr, HAS_START: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Walk one sequence and block of value channels: outputs, errors e and writes u [B, T, HV, V], last state.
 
     u is rounded once, here: sums of it cancel, so whatever finds states again must add the very same numbers.
-    WIDE reads the state by the keys in both its halves: bf16's rounding of it would go through every later write.
     """
     BLOCKS: tl.constexpr = (DZ + BZ - 1) // BZ
     i_nh, i_z = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
@@ -84,7 +83,8 @@ def _delta_forward(
         dtype = tile_v.dtype
         rounded = state.to(dtype)
         predicted = tl.dot(tile_k, rounded, input_precision=PRECISION)
-        if WIDE:
+        if dtype != tl.float32:
+            # The other half of the state too: what rounding left of it would go through every later write.
             rest = (state - rounded.to(tl.float32)).to(dtype)
             predicted = tl.dot(tile_k, rest, acc=predicted, input_precision=PRECISION)
         result = tl.dot(tile_q, rounded, input_precision=PRECISION)
