@@ -189,7 +189,9 @@ def mixer_kept(mixer: Mixer, model_dim: int) -> Kept:
 def _rule_kept(rule: Rule, mixer: MemoryMixer) -> Kept:
     dims = rule.dims
     if not rule.memory.grows:
-        copies = 1 + len(rule.update.buffers) + (rule.update.anchor is not None) + rule.links_at_anchors
+        anchor = rule.update.anchor
+        copies = 1 + len(rule.update.buffers) + (anchor is not None) + rule.links_at_anchors
+        copies += anchor is not None and anchor.reduce == "learned"
         total = copies * sum(rows * columns for rows, columns in rule.memory.weights(dims).values())
         if rule.update.solves:
             total += dims.key_dim**2

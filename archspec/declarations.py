@@ -95,7 +95,9 @@ def mixer_parameters(mixer: MemoryMixer, model_dim: int) -> dict[str, Parameter]
         copies = steps if name in STEPPED_GATES and gate.has_source else 1
         sizes = mixer.retention.gate_dims(dims) if name.startswith("retention.") else dims
         _add(found, name, gate_parameters(gate, widths, replace(sizes, num_heads=dims.num_heads * copies), dims))
-    _add(found, "memory", {**mixer.memory.initial(dims), **mixer.memory.parameters(dims)})
+    anchor = mixer.update.anchor
+    shares = {} if anchor is None else anchor.parameters
+    _add(found, "memory", {**mixer.memory.initial(dims), **mixer.memory.parameters(dims), **shares})
     read_key, norm = mixer.bias.read_key, mixer.readout.norm
     if read_key is not None and read_key.norm is not None:
         _add(found, "read_key_norm", read_key.norm.parameters_of(dims.num_heads, dims.key_dim))

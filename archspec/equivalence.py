@@ -145,7 +145,7 @@ def _fixed_gradient(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
 def _anchor_of_one(mixer: MemoryMixer, model_dim: int) -> MemoryMixer:
     """An anchor at every token is the token itself; it sees undecayed weights, as ``together`` does."""
     anchor = mixer.update.anchor
-    if anchor is None or anchor.every != 1:
+    if anchor is None or anchor.every != 1 or anchor.reduce == "learned":
         return mixer
     retention = mixer.retention
     if retention.order == "decay_first":

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from archspec.component import FAMILIES, Component, Count, Flag, Number, Off, Positive, also
 from archspec.errors import UnsupportedError
-from archspec.initial import Parameters
+from archspec.initial import ZEROS, Parameter, Parameters
 from archspec.sources import (
     Activation,
     Dim,
@@ -229,7 +229,8 @@ class Anchor(Part):
 
     Args:
         every: C, tokens from one anchor to the next.
-        reduce: ``sum`` adds the chunk's steps; ``mean`` divides the i-th token's by i (TTT).
+        reduce: ``sum`` adds the chunk's steps; ``mean`` divides their sum at the i-th token by i (TTT); ``learned``
+            multiplies it by max(0, 1/i + d_i), d learned from 0 (TTT's code).
         lag: the first token of a chunk takes the true step, the rest run linearly from it (Miras, section 5).
         link: where the retention's link applies: at every ``token``, or at the ``anchor`` only.
     """
@@ -237,7 +238,7 @@ class Anchor(Part):
     short_forms: ClassVar[tuple[dict[str, Any], ...]] = ({"type": "integer", "minimum": 1},)
 
     every: Count
-    reduce: Literal["sum", "mean"] = "sum"
+    reduce: Literal["sum", "mean", "learned"] = "sum"
     lag: Flag = False
     link: Literal["token", "anchor"] = "token"
 
@@ -251,6 +252,18 @@ class Anchor(Part):
                 {"found": repr(value)},
             )
         return {"every": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @property
+    def parameters(self) -> Parameters:
+        """What is learned: d."""
+        return {"anchor_share": Parameter((self.every,), ZEROS)} if self.reduce == "learned" else {}
+
+    def shares(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
+        """Return max(0, 1/i + d_i) [every], or None where nothing is learned."""
+        if self.reduce != "learned":
+            return None
+        learned = parameters["anchor_share"]
+        return (learned.new_tensor([1 / i for i in range(1, self.every + 1)]) + learned).clamp(min=0)
 
 
 class _Token:

@@ -120,10 +120,12 @@ def _online(
     anchor, decay = rule.update.anchor, rule.retention.decay_gate
     every = FREE_CHUNK if anchor is None else anchor.every
     parameters = {name: tensor.to(quantities.state_dtype) for name, tensor in quantities.parameters.items()}
+    shares = None if anchor is None else anchor.shares(parameters)
+    summed = "momentum" if momentum else "steps" if shares is not None else ""
     online_state = OnlineState(
         weights={name: start[f"dual.{name}"] for name in names},
         anchor={name: start[f"anchor.{name}" if anchor is not None else f"dual.{name}"] for name in names},
-        momentum={name: start[f"momentum.{name}"] for name in names} if momentum else None,
+        momentum={name: start[f"{summed}.{name}"] for name in names} if summed else None,
         phase=position % every if anchor is not None else 0,
     )
     read, after = online_memory(
@@ -140,7 +142,8 @@ def _online(
         read_key=quantities.read_key,
         error_inputs=_bias_inputs(quantities),
         order=rule.retention.order,
-        reduce="sum" if anchor is None else anchor.reduce,
+        reduce="sum" if anchor is None or anchor.reduce == "sum" else "mean",
+        shares=shares,
         read=rule.read,
         state=online_state,
         output_final_state=True,
@@ -152,7 +155,7 @@ def _online(
     if anchor is not None:
         kept.update({f"anchor.{name}": tensor for name, tensor in after.anchor.items()})
     if after.momentum is not None:
-        kept.update({f"momentum.{name}": tensor for name, tensor in after.momentum.items()})
+        kept.update({f"{summed}.{name}": tensor for name, tensor in after.momentum.items()})
     return kernel_inputs.finished(rule, read, quantities), kept
 
 

@@ -191,7 +191,7 @@ def not_anchored(rule: Rule) -> str | None:
             return "every step of a token decays the weights"
     if anchor is None and not gradient_is_fixed(rule):
         return "every token's gradient is taken at the weights that the token before it left"
-    if anchor is not None and anchor.reduce == "mean":
+    if anchor is not None and anchor.reduce != "sum":
         return "the steps since the anchor are averaged"
     return f"retention {rule.retention.kind} turns pairs of states" if rule.retention.turns else None
 

@@ -90,6 +90,8 @@ def _moved(
             increment = rule.retention.receive(increment, retained(rule, part, name))
             dual[name] = (keep[name](dual[name]) if order == "together" else dual[name]) + increment
             dual[name] = _mean_reduced(rule, state, name, dual[name], increment, position)
+            if f"steps.{name}" in state:
+                dual[name], kept[f"steps.{name}"] = _shared(rule, token, state, name, increment, position)
     if order == "step_first":
         dual = {name: keep[name](tensor) for name, tensor in dual.items()}
     dual = {name: rule.retention.project(tensor) for name, tensor in dual.items()}
@@ -118,6 +120,20 @@ def _mean_factor(rule: Rule, position: int) -> float:
     """1/i for the i-th token of a chunk whose steps are averaged, else 1."""
     anchor = rule.update.anchor
     return 1.0 / (position % anchor.every + 1) if anchor is not None and anchor.reduce == "mean" else 1.0
+
+
+def _shared(
+    rule: Rule, token: Quantities, state: MemoryState, name: str, increment: Tensor, position: int
+) -> tuple[Tensor, Tensor]:
+    """With ``reduce: learned``, W_i = W_0 + c_i times the sum of the first i steps, which is kept."""
+    anchor = rule.update.anchor
+    shares = None if anchor is None else anchor.shares(token.parameters)
+    if anchor is None or shares is None:
+        raise AssertionError("sums of steps are kept where their shares are learned")
+    index = position % anchor.every
+    start = state[f"dual.{name}"] if index == 0 else state[f"anchor.{name}"]
+    steps = increment if index == 0 else state[f"steps.{name}"] + increment
+    return start + shares[index] * steps, steps
 
 
 def _mean_reduced(rule: Rule, state: MemoryState, name: str, dual: Tensor, increment: Tensor, position: int) -> Tensor:

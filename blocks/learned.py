@@ -15,7 +15,9 @@ class MemoryWeights(Declared):
     def __init__(self, rule: Rule) -> None:
         super().__init__()
         self.start_names = tuple(rule.memory.initial(rule.dims))
-        self.declare({**rule.memory.initial(rule.dims), **rule.memory.parameters(rule.dims)})
+        anchor = rule.update.anchor
+        shares = {} if anchor is None else anchor.parameters
+        self.declare({**rule.memory.initial(rule.dims), **rule.memory.parameters(rule.dims), **shares})
 
     def start(self) -> dict[str, Tensor]:
         """Return the start weights by weight name."""

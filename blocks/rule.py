@@ -66,7 +66,8 @@ class Quantities:
 
 MemoryState = dict[str, Tensor]
 """State of one memory by name: ``dual.<weight>`` [B, H, d_in, d_out], ``momentum.<weight>``, ``anchor.<weight>``,
-``linear.<weight>`` (what is read inside a chunk when the link applies at anchors), ``covariance.w``, ``window.<name>``;
+``linear.<weight>`` (what is read inside a chunk when the link applies at anchors), ``steps.<weight>`` (their sum since
+the anchor, where its share is learned), ``covariance.w``, ``window.<name>``;
 for a memory of tokens ``keys`` [B, S, H, K], ``values`` [B, S, H, V] and, with a decay, ``log_decay`` [B, S, H], or
 ``statistics.maximum`` and ``.weight`` [B, H] and ``.value`` [B, H, V]."""
 
@@ -123,6 +124,8 @@ def initial_state(rule: Rule, quantities: Quantities) -> MemoryState:
             state[f"{buffer}.{name}"] = torch.zeros(full, device=device, dtype=dtype)
         if rule.update.anchor is not None:
             state[f"anchor.{name}"] = rule.retention.link(dual)
+            if rule.update.anchor.reduce == "learned":
+                state[f"steps.{name}"] = torch.zeros(full, device=device, dtype=dtype)
         if rule.links_at_anchors:
             state[f"linear.{name}"] = rule.retention.link(dual)
         if rule.update.solves:

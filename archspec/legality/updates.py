@@ -25,12 +25,12 @@ def _anchor(context: Context) -> Iterator[Finding]:
     if anchor is None:
         return
     where = ("update", "anchor")
-    if anchor.reduce == "mean" and (mixer.update.kind != "gradient_descent" or mixer.retention.kind != "none"):
+    if anchor.reduce != "sum" and (mixer.update.kind != "gradient_descent" or mixer.retention.kind != "none"):
         yield (
             (*where, "reduce"),
             "a mean over the chunk's steps is defined for gradient_descent without retention; use 'sum'.",
         )
-    if anchor.reduce == "mean" and (anchor.lag or mixer.bias.window is not None):
+    if anchor.reduce != "sum" and (anchor.lag or mixer.bias.window is not None):
         yield (*where, "reduce"), "a mean is over the steps of one chunk from its start: without lag and window."
     if anchor.link == "anchor" and not mixer.retention.has_link:
         yield (*where, "link"), f"retention {mixer.retention.kind} has no link to apply at anchors; remove it."

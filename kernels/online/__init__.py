@@ -50,6 +50,7 @@ def online_memory(
     order: Order = "together",
     reduce: Reduce = "sum",
     read: Read = "after",
+    shares: Float[Tensor, " chunk"] | None = None,
     state: OnlineState | None = None,
     output_final_state: bool = False,
     backend: str = "auto",
@@ -63,7 +64,8 @@ def online_memory(
         W_t = alpha_t W_{t-1} + S_t                             or alpha_t (W_{t-1} + S_t) for order="step_first"
         o_t = M(W_t, q_t)                                       or M(W_{t-1}, q_t) for read="before"
 
-    and for reduce="mean", with no decay and no momentum, W_i = A - (1/i) sum_{j<=i} theta_j G_j, i counted from A.
+    and for reduce="mean", with no decay and no momentum, W_i = A - (1/i) sum_{j<=i} theta_j G_j, i counted from A;
+    ``shares`` take the place of the 1/i.
 
     Sources: TTT, arXiv:2407.04620, sections 2.4 and 2.5; Titans, arXiv:2501.00663, equations 11 to 14, where our
     mu is eta, our theta is theta and our alpha is 1 - alpha; Miras, arXiv:2504.13173. A loss of two strengths
@@ -82,6 +84,8 @@ def online_memory(
         momentum: mu; like step_size. None means no momentum, S_t = -theta_t G_t.
         read_key: where the prediction inside the error is made, when not at the key.
         error_inputs: what else the error needs, each [B, T, H, ...]; it gets them as [B, H, C, ...].
+        shares: c_1 ... c_C of a mean [chunk_size]; None for 1/i. The state then holds the sums since the anchor as its
+            momentum.
         order, reduce, read: see above; "decay_first" and "together" coincide, A being undecayed.
         state: where an earlier call ended, in mid-chunk or not.
         output_final_state: whether to return the state after the last token.
@@ -114,6 +118,7 @@ def online_memory(
         order=order,
         reduce=reduce,
         read=read,
+        shares=shares,
     )
     form = resolve_backend(_OP, backend, v, has_triton=False)
     if backend == "auto" and any(gate_axis(problem, name) is None for name in start.weights):
@@ -139,6 +144,7 @@ def online_memory_step(
     order: Order = "together",
     reduce: Reduce = "sum",
     read: Read = "after",
+    shares: Float[Tensor, " chunk"] | None = None,
 ) -> tuple[Float[Tensor, "B H V"], OnlineState]:
     """Advance an online memory by one token and read it: ``online_memory`` without its time axis.
 
@@ -178,13 +184,14 @@ def online_memory_step(
         order=order,
         reduce=reduce,
         read=read,
+        shares=shares,
     )
     o, end = online_memory_step_form(problem, start)
     return o.squeeze(2).to(v.dtype), end
 
 
 def start_state(weights: Mapping[str, Float[Tensor, "B H _ _"]], *, momentum: bool) -> OnlineState:
-    """Return the state before the first token: start weights, an anchor there and, with momentum, zero buffers."""
+    """Return the state before the first token: start weights, an anchor there and, with momentum or shares, zeros."""
     started = {name: x.to(state_dtype(x)) for name, x in weights.items()}
     buffers = {name: torch.zeros_like(x) for name, x in started.items()} if momentum else None
     return OnlineState(started, started, buffers, 0)

@@ -52,7 +52,8 @@ def build(
             required = f"[B={sizes['B']}, T={sizes['T']}, H={sizes['H']}, ...]"
             raise ShapeError(f"{op}: error_inputs[{name!r}] has shape {list(x.shape)}; required is {required}.")
     dtype = state_dtype(v)
-    start = _start(op, weights, state, sizes, momentum is not None, options["chunk_size"], dtype)
+    summed = momentum is not None or options.get("shares") is not None
+    start = _start(op, weights, state, sizes, summed, options["chunk_size"], dtype)
 
     def lay_out(x: Tensor) -> Tensor:
         return x.to(dtype).transpose(1, 2)
@@ -83,6 +84,15 @@ def _check_options(op: str, options: Mapping[str, Any], log_decay: Gate | None, 
     if options["reduce"] == "mean" and (log_decay is not None or momentum is not None):
         raise UnsupportedError(
             f"{op}: reduce='mean' averages plain steps; leave out log_decay and momentum, or use reduce='sum'."
+        )
+    shares = options.get("shares")
+    if shares is None:
+        return
+    if options["reduce"] != "mean":
+        raise UnsupportedError(f"{op}: shares are of a mean; use reduce='mean', or leave them out.")
+    if tuple(shares.shape) != (options["chunk_size"],):
+        raise ShapeError(
+            f"{op}: shares has shape {list(shares.shape)}; required is [chunk_size={options['chunk_size']}]."
         )
 
 

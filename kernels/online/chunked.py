@@ -15,7 +15,7 @@ from torch import Tensor
 
 from archspec.errors import UnsupportedError
 from archspec.kernels.online.channel_decay import ChannelDecay, channel_decay
-from archspec.kernels.online.coefficients import Axis, Coefficients, averaged, summed
+from archspec.kernels.online.coefficients import Axis, Coefficients, averaged, shared, summed
 from archspec.kernels.online.problem import OnlineState, Problem, Weights
 
 Sums = Coefficients | ChannelDecay
@@ -64,12 +64,16 @@ def online_memory_chunked(problem: Problem, state: OnlineState) -> tuple[Tensor,
     for chunk, coefficients in zip(chunks, _coefficients(problem, stretches, list(weights), phase), strict=True):
         anchor = weights if phase == 0 else anchor
         inputs, errors = gradient_factors(chunk, anchor)
-        buffers = anchor if problem.reduce == "mean" else momentum
-        read = _read_linear(coefficients, weights, buffers, inputs, errors)
+        if problem.shares is not None and momentum is not None:
+            momentum = {name: torch.zeros_like(x) for name, x in momentum.items()} if phase == 0 else momentum
+        summed = problem.shares is not None
+        base = anchor if summed else weights
+        buffers = anchor if problem.reduce == "mean" and not summed else momentum
+        read = _read_linear(coefficients, base, buffers, inputs, errors)
         outputs.append(chunk.network(read, chunk.query))
         weights = {
             name: coefficients[name].end(weight, None if buffers is None else buffers[name], inputs[name], errors[name])
-            for name, weight in weights.items()
+            for name, weight in base.items()
         }
         if momentum is not None:
             momentum = {
@@ -181,14 +185,14 @@ def _coefficients(
     found: list[dict[str, Sums]] = []
     parts = problem.split([length * count for length, count in stretches])
     for part, (length, count) in zip(parts, stretches, strict=True):
-        shared: dict[tuple[int, ...], list[Sums]] = {}
+        alike: dict[tuple[int, ...], list[Sums]] = {}
         columns: dict[str, list[Sums]] = {}
         for name in names:
             gates = [None if x is None else x[name] for x in (part.log_decay, part.momentum)]
             identity = tuple(id(x) for x in gates)
-            if identity not in shared:
-                shared[identity] = _of_weight(part, name, length, count, phase)
-            columns[name] = shared[identity]
+            if identity not in alike:
+                alike[identity] = _of_weight(part, name, length, count, phase)
+            columns[name] = alike[identity]
         found += [{name: column[n] for name, column in columns.items()} for n in range(count)]
         phase = 0
     return found
@@ -198,6 +202,8 @@ def _of_weight(part: Problem, name: str, length: int, count: int, phase: int) ->
     """Return one weight's coefficients in ``count`` chunks of equal length."""
     B, H = part.query.shape[:2]
     like = part.query.new_empty(()).expand(B * H, count, length)
+    if part.shares is not None:
+        return _unbound(shared(part.shares, phase, like, before=part.read == "before"), count)
     if part.reduce == "mean":
         return _unbound(averaged(phase, like, before=part.read == "before"), count)
     axis = gate_axis(part, name)
@@ -225,6 +231,6 @@ def _unbound(batch: Coefficients, count: int) -> list[Sums]:
     """Split coefficients [M, N, ...] into those of each of the N chunks."""
     fields = {}
     for name, x in vars(batch).items():
-        shared = not isinstance(x, Tensor) or (name == "mix" and x.ndim == 2) or (name == "mix_end" and x.ndim == 1)
-        fields[name] = (x,) * count if shared else x.unbind(1)
+        common = not isinstance(x, Tensor) or (name == "mix" and x.ndim == 2) or (name == "mix_end" and x.ndim == 1)
+        fields[name] = (x,) * count if common else x.unbind(1)
     return [Coefficients(**{name: values[n] for name, values in fields.items()}) for n in range(count)]

@@ -168,6 +168,25 @@ def averaged(phase: int, like: Tensor, *, before: bool) -> Coefficients:
     return Coefficients(start, buffer, mix, *ends, None, None, "none")
 
 
+def shared(shares: Tensor, phase: int, like: Tensor, *, before: bool) -> Coefficients:
+    """Return the coefficients of steps whose sum since the anchor A counts by a share c_i, in place of 1/i.
+
+    W_i = A + c_i (P_0 - sum_j x_j delta_j^T), P_0 the sum of the steps before the first of these tokens; A takes the
+    weight's place and P_0 the buffer's.
+    """
+    C = like.shape[-1]
+    own = shares[phase : phase + C].to(like.dtype)
+    lower = torch.ones(C, C, dtype=like.dtype, device=like.device).tril()
+    buffer, mix = own.expand(like.shape), own[:, None] * lower
+    ends = (None, buffer[..., -1], mix[-1].expand(like.shape))
+    ones = torch.ones_like(like)
+    if before:
+        earlier = shares[phase - 1].to(like.dtype) if phase else own.new_zeros(())
+        buffer = torch.cat([earlier[None], own[:-1]]).expand(like.shape)
+        mix = _later(mix.T, 0.0).T
+    return Coefficients(None, buffer, mix, *ends, ones[..., -1], ones, "none")
+
+
 def _later(x: Tensor, first: float) -> Tensor:
     """Shift the last axis by one token, the first of them getting a constant."""
     return torch.cat([torch.full_like(x[..., :1], first), x[..., :-1]], dim=-1)

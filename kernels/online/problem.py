@@ -37,7 +37,8 @@ class OnlineState(NamedTuple):
     Args:
         weights: the current weights by name, each [B, H, d_in, d_out].
         anchor: the weights at the last multiple of the chunk size, where gradients are taken.
-        momentum: the momentum buffers by name, or None without momentum.
+        momentum: the momentum buffers by name, or the sums of the steps since the anchor where their ``shares`` are
+            given; None without either.
         phase: tokens since the anchor, in [0, chunk_size).
     """
 
@@ -57,6 +58,7 @@ class Problem:
         error_inputs: what else the error needs, by name [B, H, T, ...].
         step_size, log_decay, momentum: gates by weight [B or 1, H or 1, T, d_in or 1, d_out or 1]. Weights that share
             a gate share the tensor.
+        shares: c [chunk_size], the factor on the sum of the steps since the anchor; None for 1/i.
     """
 
     query: Tensor
@@ -73,6 +75,7 @@ class Problem:
     order: Order
     reduce: Reduce
     read: Read
+    shares: Tensor | None = None
 
     def delta(self, prediction: Tensor) -> Tensor:
         """Return the error at all tokens [B, H, T, V]."""

@@ -26,7 +26,11 @@ def online_memory_reference(problem: Problem, state: OnlineState) -> tuple[Tenso
         anchor = weights if phase == 0 else anchor
         steps = _steps(token, anchor)
         before = weights
-        if problem.reduce == "mean":
+        if problem.shares is not None and momentum is not None:
+            sums = {name: torch.zeros_like(x) for name, x in momentum.items()} if phase == 0 else momentum
+            momentum = {name: sums[name] + step for name, step in steps.items()}
+            weights = {name: anchor[name] + problem.shares[phase] * total for name, total in momentum.items()}
+        elif problem.reduce == "mean":
             weights = {
                 name: anchor[name] + (phase * (weights[name] - anchor[name]) + step) / (phase + 1)
                 for name, step in steps.items()

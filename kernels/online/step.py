@@ -22,6 +22,10 @@ def online_memory_step_form(problem: Problem, state: OnlineState) -> tuple[Tenso
     for name, weight in weights.items():
         rank_one = -factors[0][name].transpose(1, 2) * factors[1][name]  # [M, d_in, d_out]
         step = rank_one.view(weight.shape)
+        if problem.shares is not None and momentum is not None:
+            moved[name] = step if phase == 0 else momentum[name] + step
+            after[name] = anchor[name] + problem.shares[phase] * moved[name]
+            continue
         if momentum is not None and problem.momentum is not None:
             step = moved[name] = problem.momentum[name][:, :, 0] * momentum[name] + step
         if problem.reduce == "mean":

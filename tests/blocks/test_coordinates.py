@@ -143,6 +143,30 @@ MIXERS: dict[str, dict[str, Any]] = {
         },
         "update": {"kind": "gradient_descent", "step_size": 0.3},
     },
+    "a learned mean": {
+        "memory": {"kind": "mlp", "expansion": 1, "offsets": True},
+        "update": {
+            "kind": "gradient_descent",
+            "step_size": {"kind": "sigmoid", "scale": 0.2},
+            "anchor": {"every": 4, "reduce": "learned"},
+        },
+    },
+    "a learned mean of steps that write and erase by strengths of their own": {
+        "memory": {"kind": "mlp", "expansion": 1},
+        "update": {
+            "kind": "gradient_descent",
+            "step_size": 0.2,
+            "write_size": "sigmoid",
+            "anchor": {"every": 4, "reduce": "learned"},
+        },
+    },
+    "a learned mean read before": {
+        "memory": {"kind": "matrix", "initial": "learned"},
+        "bias": "l1",
+        "update": {"kind": "gradient_descent", "step_size": 0.2, "anchor": {"every": 5, "reduce": "learned"}},
+        "readout": {"read": "before"},
+        "prefix": 2,
+    },
     "a vector": {
         **VECTOR,
         "value": {"conv": 3, "activation": "silu"},

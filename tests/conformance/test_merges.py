@@ -257,6 +257,10 @@ TEMPTING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"update": {"kind": "multi_step", "steps": 2, "step_size": SIGMOID}},
         {"update": {"kind": "multi_step", "steps": 3, "step_size": SIGMOID}},
     ),
+    "an anchor of one with a learned share and the token": (
+        {"update": descent(anchor={"every": 1, "reduce": "learned"})},
+        {"update": DESCENT},
+    ),
     "an implicit and an explicit step": ({"update": {"kind": "implicit", "step_size": SIGMOID}}, {}),
     "two steps and one": ({"update": {"kind": "multi_step", "steps": 2, "step_size": SIGMOID}}, {}),
     "a low rank that is full": ({"key": {"rank": 8}}, {}),

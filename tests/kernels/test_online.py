@@ -19,6 +19,8 @@ Agree = Callable[..., None]
 
 B, H, K, F = 2, 2, 4, 6
 LENGTHS = [1, 63, 100, 257]
+SHARES = torch.linspace(0.7, -0.1, 16, dtype=torch.float64).clamp(min=0)
+"""Some of them zero: what a token reads is then the anchor, and later tokens the sum all the same."""
 
 
 def real(*shape: int) -> Tensor:
@@ -113,7 +115,7 @@ def group(inputs: Mapping[str, Tensor], gate: str) -> Any:
 
 def run(backend: str, error: Any = huber, chunk_size: int = 16, **inputs: Any) -> tuple[Tensor | None, ...]:
     """Call online_memory on the inputs that ``make`` names; outputs and every tensor of the state."""
-    options = {name: inputs.pop(name) for name in ("order", "reduce", "read", "state") if name in inputs}
+    options = {name: inputs.pop(name) for name in ("order", "reduce", "read", "shares", "state") if name in inputs}
     o, state = online_memory(
         *(inputs[name] for name in "qkv"),
         group(inputs, "weights"),
@@ -178,6 +180,23 @@ def test_mean_steps(agree: Agree, gates: str, read: str) -> None:
     agree(functools.partial(chunked, **options), functools.partial(reference, **options), inputs)
 
 
+@pytest.mark.parametrize("read", ["after", "before"])
+@pytest.mark.parametrize("gates", ["head", "key"])
+def test_shares_of_a_mean(agree: Agree, gates: str, read: str) -> None:
+    options: Any = {"reduce": "mean", "read": read}
+    inputs = make(45, gates, decay=False) | {"shares": SHARES}
+    agree(functools.partial(chunked, **options), functools.partial(reference, **options), inputs)
+
+
+def test_shares_of_one_over_i_are_the_mean() -> None:
+    inputs = make(45, decay=False)
+    shares = 1 / torch.arange(1, 17, dtype=torch.float64)
+    for form in (chunked, reference):
+        plain, shared = form(reduce="mean", **inputs), form(reduce="mean", shares=shares, **inputs)
+        for x, y in zip(plain, shared, strict=False):  # the shared one keeps sums too
+            torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
 def test_read_key_and_no_decay(agree: Agree) -> None:
     inputs = make(45, decay=False) | {"read_key": real(B, 45, H, K)}
     agree(chunked, reference, inputs)
@@ -229,6 +248,7 @@ def stepped(inputs: dict[str, Any], state: OnlineState, t: int, **options: Any) 
         ({"gates": "key"}, {"order": "step_first", "read": "before"}),
         ({"decay": False}, {"reduce": "mean"}),
         ({"decay": False}, {"reduce": "mean", "read": "before"}),
+        ({"decay": False}, {"reduce": "mean", "shares": SHARES}),
     ],
     ids=str,
 )
@@ -399,3 +419,11 @@ def test_a_weight_used_twice_is_an_error() -> None:
             x, x, x, {"w": real(1, 1, K, K)}, network=lambda linear, y: linear("w", linear("w", y)), error=l2,
             step_size=uniform(1, 3, 1), chunk_size=2, backend="chunked",
         )  # fmt: skip
+
+
+def test_shares_that_do_not_fit_are_refused() -> None:
+    inputs = make(5, decay=False)
+    with pytest.raises(UnsupportedError, match="shares are of a mean; use reduce='mean', or leave them out"):
+        run("chunked", shares=SHARES, **inputs)
+    with pytest.raises(ShapeError, match=r"shares has shape \[16\]; required is \[chunk_size=4\]"):
+        run("chunked", reduce="mean", shares=SHARES, chunk_size=4, **inputs)

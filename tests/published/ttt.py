@@ -26,7 +26,10 @@ def restarted(x: Tensor) -> Tensor:
 
 
 def ttt(x: Tensor, p: Parameters, rate: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """W_i = W_0 - (1/i) sum_{j <= i} eta_j grad l(W_0; k_j, v_j), eta = rate sigmoid(w x + c); o_i = f(W_i, q_i)."""
+    """W_i = W_0 - c_i sum_{j <= i} eta_j grad l(W_0; k_j, v_j), eta = rate sigmoid(w x + c); o_i = f(W_i, q_i).
+
+    c_i = max(0, 1/i + d_i), i the place in the mini-batch, d learned.
+    """
     common = x @ p["streams.common.source.weight"]
     q, q_kept = short_convolution(common, p["projections.query.source.conv"])
     k, k_kept = short_convolution(common, p["projections.key.source.conv"])
@@ -46,9 +49,11 @@ def ttt(x: Tensor, p: Parameters, rate: float) -> tuple[Tensor, dict[str, Tensor
         slopes = torch.autograd.grad(loss, [start[name] for name in names], create_graph=True)
         for name, slope in zip(names, slopes, strict=True):
             sums[name] = sums[name] + eta[:, t, :, None, None] * slope
-        w = {name: start[name] - sums[name] / (t % BATCH + 1) for name in names}
+        share = torch.relu(1 / (t % BATCH + 1) + p["memory.anchor_share"][t % BATCH])
+        w = {name: start[name] - share * sums[name] for name in names}
         outputs.append(inner_model(w, q[:, t], p).flatten(1))
     o = layer_norm(torch.stack(outputs, dim=1), p["norm.weight"], p["norm.shift"])
     state = {f"dual.{name}": w[name] for name in names} | {f"anchor.{name}": start[name] for name in names}
+    state |= {f"steps.{name}": -sums[name] for name in names}
     gated = gelu(x @ p["gates.readout/gate.source.weight"]) * o
     return gated @ p["output"], {**state, "query.conv": q_kept, "key.conv": k_kept}
