@@ -71,6 +71,10 @@ class GraphDecoder:
 
 def position_dependence(model: SequenceModel) -> str | None:
     """Return why a model's step is not the same at every position, or None when it is."""
+    if model.spec.input.kind != "tokens":
+        return f"the graph's input is a token, and the model reads {model.spec.input.kind} items"
+    if model.spec.output.pooled == "mean":
+        return "the output is a mean over the items so far"
     if model.spec.input.position != "none":
         return f"the input has {model.spec.input.position} positions"
     if any(isinstance(step, Embed) for step in model.program.instructions):

@@ -11,6 +11,7 @@ import archspec
 from archspec import complexity
 from archspec.blocks.model import SequenceModel, num_parameters
 from archspec.canonical import architecture_hash
+from archspec.decoding import position_dependence
 from archspec.errors import ShapeError, SpecError, UnsupportedError
 
 LENGTH, SPLIT = 11, 4
@@ -154,3 +155,17 @@ def test_items_of_another_kind_are_refused() -> None:
         model.generate(torch.zeros(1, 2, 3), 1)
     with pytest.raises(ShapeError, match=r"found torch.float32 \[2, 5\]; tokens are whole numbers \[B, T\]."):
         archspec.compile("gla")(torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ((VECTORS, {"tied": False}), "the graph's input is a token, and the model reads continuous items"),
+        (("tokens", {"kind": "classes", "num_classes": 2}), "the output is a mean over the items so far"),
+        (("tokens", {"kind": "classes", "num_classes": 2, "pool": "max"}), None),
+    ],
+)
+def test_a_step_that_is_not_the_same_everywhere_is_not_decoded_by_one_graph(
+    ends: tuple[Any, Any], said: str | None
+) -> None:
+    assert position_dependence(made(ends)) == said
