@@ -43,6 +43,19 @@ def _query_pairs(
     return pairs
 
 
+@triton.jit
+def _load_chunk(
+    q, k, x, core, key_offset, value_offset, pair_offset, row, length, cols_y, cols_z,
+    HV: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr, BY: tl.constexpr, BZ: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """A chunk's keys and queries [C, BY], a block of value channels of x [C, BZ], and core [C, C]."""
+    tile_k = load_rows(k + key_offset, row, length, HV * DY, cols_y, C, DY, DY == BY)
+    tile_q = load_rows(q + key_offset, row, length, HV * DY, cols_y, C, DY, DY == BY)
+    tile_x = load_rows(x + value_offset, row, length, HV * DZ, cols_z, C, DZ, DZ % BZ == 0)
+    tile_core = load_rows(core + pair_offset, row, length, HV * C, tl.arange(0, C), C, C, True)
+    return tile_k, tile_q, tile_x, tile_core
+
+
 @triton.jit(do_not_specialize=["T", "total_rows"])
 def _delta_forward(
     q, k_read, k_write, v, beta, g, decay, core, units, scores, first_state, out, errors, writes, last_state,
@@ -71,10 +84,25 @@ def _delta_forward(
         state = tl.load(first_state + state_at, mask=state_keep, other=0.0)
     for chunk in range(tl.cdiv(length, C)):
         row = chunk * C
-        tile_k = load_rows(k_read + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
-        tile_q = load_rows(q + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
-        tile_v = load_rows(v + value_offset, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
-        tile_core = load_rows(core + pair_offset, row, length, HV * C, rows, C, C, True)
+        tile_k, tile_q, tile_v, tile_core = _load_chunk(
+            q,
+            k_read,
+            v,
+            core,
+            key_offset,
+            value_offset,
+            pair_offset,
+            row,
+            length,
+            cols_y,
+            cols_z,
+            HV,
+            DY,
+            DZ,
+            BY,
+            BZ,
+            C,
+        )
         strength = tl.load(beta + (start + row + rows) * HV + i_h, mask=rows < length - row, other=0.0).to(tl.float32)
         unit = tl.load(units + (slot + chunk) * HV + i_h)
         sums = 0.0
@@ -143,10 +171,25 @@ def _delta_backward(
     for step in range(chunks):
         chunk = chunks - 1 - step
         row = chunk * C
-        tile_k = load_rows(k_write + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
-        tile_q = load_rows(q + key_offset, row, length, HV * DY, cols_y, C, DY, EVEN_Y)
-        tile_do = load_rows(do + value_offset, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
-        tile_core = load_rows(core + pair_offset, row, length, HV * C, rows, C, C, True)
+        tile_k, tile_q, tile_do, tile_core = _load_chunk(
+            q,
+            k_write,
+            do,
+            core,
+            key_offset,
+            value_offset,
+            pair_offset,
+            row,
+            length,
+            cols_y,
+            cols_z,
+            HV,
+            DY,
+            DZ,
+            BY,
+            BZ,
+            C,
+        )
         found = load_rows(errors + value_offset, row, length, HV * DZ, cols_z, C, DZ, EVEN_Z)
         own = rows < length - row
         at_token = (start + row + rows) * HV + i_h
