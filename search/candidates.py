@@ -20,6 +20,7 @@ from archspec.search.settings import Fit, Settings
 from archspec.search.trial import Trial
 from archspec.yamltext import LocatedList, LocatedMap
 
+DUPLICATE = "duplicate"
 FIT_DIGITS = 4  # significant digits of a solved number: finer ones would only make equal specs look different
 
 
@@ -56,13 +57,15 @@ class Rejection:
     hash: str = ""
 
 
-def admit(document: LocatedMap, search: SearchFile) -> Candidate | Rejection:
-    """Return the candidate that a drawn document describes, or why it is none."""
+def admit(
+    document: LocatedMap, search: SearchFile, is_known: Callable[[str], bool] | None = None
+) -> Candidate | Rejection:
+    """Return the candidate that a drawn document describes, or why it is none; ``is_known`` as for ``judge``."""
     settings = search.settings
     try:
         if settings.fit is not None:
             document = fitted(document, settings.fit, settings)
-        return judge(document, search)
+        return judge(document, search, is_known=is_known)
     except SpecError as error:
         first = error.problems[0]
         return Rejection(f"illegal {first.path}".strip(), first.message, {})
@@ -80,8 +83,16 @@ def named(document: LocatedMap, name: str) -> LocatedMap:
     return found
 
 
-def judge(document: LocatedMap, search: SearchFile, *, exempt: bool = False) -> Candidate | Rejection:
+def judge(
+    document: LocatedMap,
+    search: SearchFile,
+    *,
+    exempt: bool = False,
+    is_known: Callable[[str], bool] | None = None,
+) -> Candidate | Rejection:
     """Return a document as a candidate, or the constraint it breaks; ``exempt`` breaks none.
+
+    ``is_known``: says of a hash whether it is that of an accepted candidate; such a document need not be sized.
 
     Raises:
         SpecError: when the document is malformed or illegal.
@@ -91,9 +102,11 @@ def judge(document: LocatedMap, search: SearchFile, *, exempt: bool = False) -> 
         if choice.kind != "tokens":
             message = f"the tasks of a search are sequences of tokens, found {choice.kind}; use 'tokens'."
             raise SpecError([Problem(*document.marks.get(end, document.mark), end, message)])
+    code = architecture_hash(spec)
+    if is_known is not None and is_known(code):
+        return Rejection(DUPLICATE, "the same architecture as an earlier one", {}, code)
     found = forecast(spec, search.settings, search.objectives)
     broken = [] if exempt else list(violations(found, search.settings))
-    code = architecture_hash(spec)
     if broken:
         excess = {item.constraint: item.excess for item in broken}
         return Rejection(f"constraint {broken[0].constraint}", "; ".join(item.reason for item in broken), excess, code)

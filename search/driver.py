@@ -24,7 +24,7 @@ from typing import Any
 
 from archspec.search.background import Background
 from archspec.search.baselines import baselines
-from archspec.search.candidates import Candidate, Rejection, admit, drawn_again, named, read_back
+from archspec.search.candidates import DUPLICATE, Candidate, Rejection, admit, drawn_again, named, read_back
 from archspec.search.conclusions import conclude
 from archspec.search.dispatch import Dispatcher
 from archspec.search.eventlog import EVENTS, Event, EventLog, read_events, trim_torn_line
@@ -272,11 +272,11 @@ class Driver:
         """Accept or reject one draw."""
         number = proposal.number + self._offset
         name = f"{self._search.settings.study}-{number}"
-        found = admit(named(proposal.document, name), self._search)
-        if isinstance(found, Candidate) and found.hash in self._by_hash:
+        found = admit(named(proposal.document, name), self._search, self._was_drawn)
+        if found.hash in self._by_hash and (isinstance(found, Candidate) or found.rule == DUPLICATE):
             twin = self.run.trials[self._by_hash[found.hash]]
             reason = f"the same architecture as trial {twin.number} ({twin.name})"
-            found = Rejection("duplicate", reason, {}, found.hash)
+            found = Rejection(DUPLICATE, reason, {}, found.hash)
         drawn = {"coordinates": proposal.coordinates, "how": proposal.how, "redraws": proposal.redraws}
         if isinstance(found, Candidate):
             self._accept(number, name, found, index, "", drawn)
@@ -286,6 +286,10 @@ class Driver:
         self.emit("rejected", trial=number, round=index, **drawn, **broken)
         self._proposer.hear(proposal, found)
         return None
+
+    def _was_drawn(self, code: str) -> bool:
+        """Whether an architecture was accepted before; of a baseline it is not known to be within the constraints."""
+        return self._by_hash.get(code, -1) >= self._offset
 
     def _accept(
         self, number: int, name: str, found: Candidate, index: int, note: str, drawn: Mapping[str, Any]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from archspec.search.points import Coordinates, Uniform, Values, key_of, value_of
+from archspec.search.points import Coordinates, Uniform, Values, value_of
 from archspec.search.space import Range
 
 CROSSED = 0.5  # share of the children that have two parents
@@ -95,7 +95,7 @@ class Parents:
         if generator.random() < CROSSED:
             second = parent()
             made = crossed(first, second, generator)
-            if key_of(made) not in (key_of(first), key_of(second)):
+            if made not in (first, second):
                 return made
         return mutated(first, generator, parameters)
 
