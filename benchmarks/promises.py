@@ -56,7 +56,7 @@ def check(spec: Spec) -> None:
             passes 1e15 where fp32 is not finite, or moves by as much as two forms differ when its parameters move by
             their last digits.
     """
-    tokens = torch.randint(0, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    tokens = items(spec)
     try:
         _trains(compile(spec, vocab_size=VOCABULARY), tokens)
     except NotFinite as failure:
@@ -66,6 +66,24 @@ def check(spec: Spec) -> None:
         raise
     _agrees(spec, tokens)
     _sizes(spec, tokens)
+
+
+def items(spec: Spec) -> torch.Tensor:
+    """Return what a model of this spec takes: tokens [2, LENGTH], or vectors [2, LENGTH, dim]."""
+    generator = torch.Generator().manual_seed(0)
+    width = getattr(spec.input, "dim", None)
+    if width is None:
+        return torch.randint(0, VOCABULARY, (2, LENGTH), generator=generator)
+    return torch.randn(2, LENGTH, width, generator=generator)
+
+
+def _loss(spec: Spec, logits: torch.Tensor) -> torch.Tensor:
+    """Return a loss of outputs [2, T, n]: of a class for each, or their squares."""
+    if spec.output.kind == "continuous":
+        return logits.square().mean()
+    generator = torch.Generator().manual_seed(3)
+    classes = torch.randint(0, logits.shape[-1], logits.shape[:2], generator=generator)
+    return cross_entropy(logits.flatten(0, 1), classes.flatten())
 
 
 def _plain(spec: Spec) -> SequenceModel:
@@ -157,8 +175,8 @@ def perturbed(spec: Spec, backend: str = "auto", nudge: float = 0.0) -> Sequence
 def _trains(model: SequenceModel, tokens: torch.Tensor) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for _ in range(2):
-        output = model(tokens[:, :-1])
-        loss = cross_entropy(output.logits.flatten(0, 1), tokens[:, 1:].flatten())
+        output = model(tokens)
+        loss = _loss(model.spec, output.logits)
         if output.auxiliary_loss is not None:
             loss = loss + output.auxiliary_loss
         if not bool(loss.isfinite()):
