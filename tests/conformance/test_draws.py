@@ -105,3 +105,15 @@ def test_the_command_reports_and_exits_with_0() -> None:
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "| legal and failing | 0 |" in found.stdout
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        "input: {kind: continuous, dim: 2}\noutput: {kind: classes, num_classes: 3}",
+        "input: {kind: continuous, dim: 2}\noutput: {tied: false}",
+        "output: {kind: continuous, dim: 2, pool: max}",
+    ],
+)
+def test_models_that_are_not_of_tokens_are_held_to_their_promises(ends: str) -> None:
+    check(loads(EXPLODING.replace("30", "0.1").replace("{kind: mlp, gated: true}", "matrix") + ends))
