@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -102,10 +103,16 @@ class Parents:
 
 def crossed(first: Mapping[str, Any], second: Mapping[str, Any], generator: random.Random) -> Coordinates:
     """Return a point that takes each outermost node, with all below it, from either parent."""
-    nodes = dict.fromkeys(name.partition("/")[0] for name in (*first, *second))
-    source = {node: first if generator.random() < 0.5 else second for node in nodes}
     merged = {**second, **first}
-    return {name: source[name.partition("/")[0]][name] for name in merged if name in source[name.partition("/")[0]]}
+    nodes = dict.fromkeys(map(_node, (*first, *second)))
+    source = {node: first if generator.random() < 0.5 else second for node in nodes}
+    return {name: taken[name] for name in merged if name in (taken := source[_node(name)])}
+
+
+@cache
+def _node(name: str) -> str:
+    """Return the outermost node that a parameter is written below."""
+    return name.partition("/")[0]
 
 
 def mutated(point: Mapping[str, Any], generator: random.Random, parameters: Mapping[str, Values]) -> Coordinates:

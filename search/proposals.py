@@ -100,6 +100,7 @@ class Proposer:
         self._misses: list[_Miss] = []
         self._last_how: str = ""
         self._left: Iterator[Coordinates] | None = None
+        self._generator = random.Random()
         self._parents = Parents(self._settings.sampler.population)
         for trial in run:
             if trial.origin == "sampled":
@@ -225,7 +226,8 @@ class Proposer:
         """Return a point that is news, if one can be found, with how it was come by and the draws thrown away."""
         for attempt in range(REDRAWS):
             seed = f"{self._settings.seed}/{number}/{attempt}"
-            given = self._given(number, how, random.Random(seed))
+            self._generator.seed(seed)
+            given = self._given(number, how, self._generator)
             if given is None:
                 return None
             if how == "sampler" and key_of(given) in self._seen:
