@@ -37,7 +37,7 @@ def readout_findings(readout: Readout, streams: list[str], home: str) -> Iterato
     gate = readout.gate
     if gate is None:
         return
-    if gate.needs():
+    if gate.all_needs():
         yield ("readout", "gate"), "there is no quantity of a memory to derive it from; use a gate such as 'silu'."
     for name in gate.from_ if gate.has_source else ():
         if name not in streams:

@@ -51,7 +51,9 @@ def regress(
         scores = scores + bias
     if memory.top_k is not None and memory.top_k < scores.shape[-1]:
         least = scores.topk(memory.top_k).values[..., -1:]
-        scores = scores.masked_fill(scores < least, -torch.inf)
+        # Scores that are equal but for rounding are ties, so that every order of sums reads the same tokens.
+        slack = 64 * torch.finfo(scores.dtype).eps * (1 + least.abs())
+        scores = scores.masked_fill(scores < least - slack, -torch.inf)
     weights = scores.softmax(-1)
     if ridge is not None:
         offset = keys.transpose(1, 2)[:, :, None] - query[:, :, :, None]  # z_j = k_j - q, [B, H, M, S, K]

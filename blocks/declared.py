@@ -124,7 +124,8 @@ def _sample(law: Initial, shape: tuple[int, ...], generator: torch.Generator, de
         ratio = layer / max(num_layers - 1, 1)
         place = torch.linspace(0, 1, shape[_axis(shape)])
         return _spread(-(-5.0 + 12.0 * place ** (0.3 + 1.3 * ratio)), shape)
-    return torch.randn(shape, generator=generator) / math.sqrt(shape[-2])
+    # A vector multiplies or adds channel by channel: one input each.
+    return torch.randn(shape, generator=generator) / math.sqrt(shape[-2] if len(shape) > 1 else 1)
 
 
 def _log_uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

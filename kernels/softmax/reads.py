@@ -35,7 +35,10 @@ def read_block(
     scores = scale * query @ key.transpose(-1, -2)
     scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
     if top_k is not None and top_k < scores.shape[-1]:
-        scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], -torch.inf)
+        least = scores.topk(top_k).values[..., -1:]
+        # Scores that are equal but for rounding are ties, so that every order of sums reads the same tokens.
+        slack = 64 * torch.finfo(scores.dtype).eps * (1 + least.abs())
+        scores = scores.masked_fill(scores < least - slack, -torch.inf)
     weights = scores.softmax(-1)
     read = weights @ stored
     if ridge is not None:

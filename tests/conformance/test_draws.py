@@ -6,13 +6,16 @@ import json
 import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from archspec.component import FAMILIES
+from archspec.composition import inside
 from archspec.errors import SpecError
 from archspec.loading import load, loads
 from archspec.rule import Rule
+from archspec.schema import MemoryMixer
 from benchmarks.drawing import Drawer
 from benchmarks.draws import report, run, sequential
 from benchmarks.promises import Diverges, Failure, check
@@ -37,12 +40,37 @@ def test_a_few_draws_run_in_every_check() -> None:
     assert f"| legal | {tally.legal} (" in text
 
 
-def test_every_registered_choice_gets_drawn() -> None:
+@pytest.fixture(scope="module")
+def documents() -> list[dict[str, Any]]:
     drawer = Drawer(random.Random(0), 0.1)
-    text = json.dumps([drawer.draw() for _ in range(100)])
+    return [drawer.draw() for _ in range(100)]
+
+
+def test_every_registered_choice_gets_drawn(documents: list[dict[str, Any]]) -> None:
+    text = json.dumps(documents)
     for family in ("memory", "bias", "retention", "update", "mixer"):
         kinds = set(FAMILIES[family].members) - {"cell", "memory"}
         assert not {kind for kind in kinds if f'"kind": "{kind}"' not in text}, family
+
+
+def test_gradients_are_taken_at_tokens_and_at_anchors_alike(documents: list[dict[str, Any]]) -> None:
+    """The evaluation point is a coordinate: where it makes another function, both are drawn about as often."""
+    points = {"token": 0, "anchor": 0}
+    for document in documents:
+        try:
+            spec = load(document)
+        except SpecError:
+            continue
+        for _, mixer in inside(spec.blocks["main"].mixer):
+            if isinstance(mixer, MemoryMixer):
+                rule = Rule.of(mixer, spec.model_dim)
+                # Of the rules that have no anchor, several steps a token and implicit ones cannot have one.
+                if rule.update.anchor is not None:
+                    points["anchor"] += 1
+                elif sequential(rule) and rule.update.kind not in ("multi_step", "implicit"):
+                    points["token"] += 1
+    assert sum(points.values()) >= 25
+    assert 0.25 <= points["anchor"] / sum(points.values()) <= 0.75
 
 
 def test_the_schema_alone_draws_documents_that_are_refused() -> None:
@@ -117,3 +145,29 @@ def test_the_command_reports_and_exits_with_0() -> None:
 )
 def test_models_that_are_not_of_tokens_are_held_to_their_promises(ends: str) -> None:
     check(loads(EXPLODING.replace("30", "0.1").replace("{kind: mlp, gated: true}", "matrix") + ends))
+
+
+MATRIX = {"num_heads": 2, "key_dim": 4, "value_dim": 4, "memory": "matrix", "update": "gradient_descent"}
+KV = {"num_heads": 1, "key_dim": 3, "value_dim": 4, "qk": {"norm": "l2"}, "update": "nonparametric"}
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        pytest.param({**KV, "memory": {"kind": "kv", "top_k": 2}}, id="equal tokens tie whatever the order of sums"),
+        pytest.param({**MATRIX, "output": {"kind": "skip", "init": "fan_in"}}, id="a vector has a fan-in of one"),
+    ],
+)
+def test_what_draws_have_found_stays_mended(mixer: dict[str, Any]) -> None:
+    check(load({"name": "found", "model_dim": 8, "blocks": {"main": {"mixer": mixer}}, "layout": ["main"] * 3}))
+
+
+def test_a_gate_after_routing_has_no_memory_to_be_derived_from() -> None:
+    routed = {
+        "kind": "routed",
+        "experts": 2,
+        "of": {**MATRIX, "retention": {"kind": "decay", "gate": "ssd"}},
+        "readout": {"gate": {"kind": "product", "first": "dt", "second": "sigmoid"}},
+    }
+    with pytest.raises(SpecError, match=r"readout.gate: there is no quantity of a memory to derive it from"):
+        load({"name": "found", "model_dim": 8, "blocks": {"main": {"mixer": routed}}, "layout": "main"})
