@@ -232,9 +232,9 @@ def table(found: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
             lines.append(f"| {second} minus {first} | {len(both)} | {with_interval(apart, sign='+')} |")
     lines += ["", "| seed | " + " | ".join(arms) + " | load |", "|---" * (len(arms) + 2) + "|"]
     for seed in sorted({entry["seed"] for entry in found}):
-        rows = [by_arm[arm].get(seed) for arm in arms]
-        cells = ["-" if row is None else f"{row['hypervolume']:.3f}" for row in rows]
-        load = fmean(row["load"] for row in rows if row is not None)
+        measured = [by_arm[arm].get(seed) for arm in arms]
+        cells = ["-" if row is None else f"{row['hypervolume']:.3f}" for row in measured]
+        load = fmean(row["load"] for row in measured if row is not None)
         lines.append(f"| {seed} | {' | '.join(cells)} | {load:.1f} |")
     return lines
 

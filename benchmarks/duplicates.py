@@ -73,7 +73,7 @@ def quality(spec: Mapping[str, Any], code: str, figures: Mapping[str, float]) ->
     """Return the made-up score of an architecture."""
     mixer = spec["blocks"]["main"]["mixer"]
     found = 0.05 * math.log2(figures["non_embedding_parameters"]) + 0.1 * (mixer["bias"] == "l2")
-    return found + 0.05 * (mixer["retention"] != "none") + 0.05 * int(code[:4], 16) / 0xFFFF - 0.6
+    return float(found + 0.05 * (mixer["retention"] != "none") + 0.05 * int(code[:4], 16) / 0xFFFF - 0.6)
 
 
 class Instant:

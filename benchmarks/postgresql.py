@@ -51,9 +51,9 @@ def server(kept: Path | None = None) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=log, stderr=log, **options)
     try:
         ready = [str(programs / "pg_isready"), "-h", str(socket), "-q"]
-        stop = time.monotonic() + START_S
+        deadline = time.monotonic() + START_S
         while subprocess.run(ready).returncode:
-            if process.poll() is not None or time.monotonic() > stop:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"postgres: {(folder / 'log').read_text()}")
             time.sleep(0.05)
         yield f"postgresql://archspec@/postgres?host={socket}"
