@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 from archspec.component import FAMILIES
 from archspec.composition import inside
@@ -18,7 +19,7 @@ from archspec.rule import Rule
 from archspec.schema import MemoryMixer
 from benchmarks.drawing import Drawer
 from benchmarks.draws import report, run, sequential
-from benchmarks.promises import Diverges, Failure, check
+from benchmarks.promises import Diverges, Failure, check, largest
 
 DRAWS = 40
 
@@ -99,6 +100,12 @@ layout: main
 def test_divergence_is_told_from_failure() -> None:
     with pytest.raises(Diverges, match=r"not finite; the recurrence reaches .* in fp64"):
         check(loads(EXPLODING))
+
+
+def test_what_counts_as_reached_is_computed() -> None:
+    """Memory that nothing has been written to is no number that the recurrence reaches."""
+    assert largest(lambda: torch.empty(10_000).fill_(2.0)) == 2
+    assert largest(lambda: torch.full((3,), 1e20).sum()) == pytest.approx(3e20)
 
 
 def test_a_broken_promise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
