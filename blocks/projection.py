@@ -127,7 +127,7 @@ class ProjectionModule(nn.Module):
     ) -> None:
         super().__init__()
         self.projection, self.name, self.path, self.dim = projection, name, path, dim
-        self.place = path.removeprefix("layers.").lstrip("0123456789")  # the same in every layer
+        self.place = path.removeprefix("layers.").lstrip("0123456789.")  # the same in every layer
         self.groups = (projection.heads or dims.num_heads) * copies
         parts = projection.parts
         sizes = [part.dim.resolve(vars(dims)) if part.dim is not None else dim for part in parts]

@@ -11,6 +11,7 @@ from torch import Tensor
 from .plain import Parameters, heads, hold, sigmoid, unit
 
 HEADS = 4
+FIRST = "first.mixer.value.4.16"  # values of the first layer, by their place and size
 
 
 def time_mix(x: Tensor, p: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
@@ -31,7 +32,7 @@ def time_mix(x: Tensor, p: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
     k = heads(mixed("projections.key", "key") @ p["projections.key.source.weight"], HEADS)
     x_v = mixed("streams.shifted", "streams.shifted")
     v = heads(x_v @ p["projections.value.source.weight"], HEADS)
-    v = v + (p["first.value"] - v) * sigmoid(low_rank(x_v, "projections.value.blend"))
+    v = v + (p[FIRST] - v) * sigmoid(low_rank(x_v, "projections.value.blend"))
 
     decay = "gates.retention/gate"
     inner = torch.tanh(mixed(decay, "retention.gate") @ p[f"{decay}.source.down"])
@@ -61,4 +62,4 @@ def time_mix(x: Tensor, p: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_rwkv7(backend: str) -> None:
-    hold("rwkv7", time_mix, backend, length=70, layer=1, shared={"first.value": 16})
+    hold("rwkv7", time_mix, backend, length=70, layer=1, shared={FIRST: 16})

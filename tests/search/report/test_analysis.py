@@ -12,7 +12,7 @@ import pytest
 from rich.cells import cell_len
 
 from archspec.commands import main
-from archspec.errors import EXIT_ERROR, EXIT_OK
+from archspec.errors import EXIT_INVALID, EXIT_OK
 from archspec.search.influence import chi_squared_tail, influences, share_and_p
 from archspec.search.names import Objective
 from archspec.search.records import Run
@@ -128,5 +128,5 @@ def test_analyze_says_when_there_is_too_little(make_run: MakeRun, capsys: Captur
     data = json.loads(capsys.readouterr().out)
     assert data["n"] == 17, "a training-free metric is known of every evaluated trial"
     assert data["objective"]["direction"] == "maximize"
-    assert main(["analyze", folder, "--metric", "memory_capacitee"]) == EXIT_ERROR
+    assert main(["analyze", folder, "--metric", "memory_capacitee"]) == EXIT_INVALID
     assert "Did you mean 'memory_capacity'?" in capsys.readouterr().err
