@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from archspec.component import Component, Count
-from archspec.initial import Parameters
+from archspec.initial import FAN_IN, Offset, Parameter, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,3 +84,15 @@ class Head(Component, family="output", noun="output", default_kind="tokens"):
     @abstractmethod
     def width(self, vocab_size: int) -> int:
         """Return n, the numbers that come out a token."""
+
+
+def weights(model_dim: int, width: int, offset: Offset = None) -> Parameters:
+    """Return the weights of x W [+ b], W [D, width]: those of a head that has its own."""
+    found = {"head": Parameter((model_dim, width), FAN_IN, decayed=True)}
+    return found if offset is None else {**found, "head_offset": Parameter((width,), offset)}
+
+
+def projected(x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Return x W [+ b] with the tensors of ``weights``."""
+    found = x @ parameters["head"]
+    return found + parameters["head_offset"] if "head_offset" in parameters else found

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from archspec.component import Count
-from archspec.ends import Head, Pool
-from archspec.initial import FAN_IN, Offset, Parameter, Parameters
+from archspec.ends import Head, Pool, projected, weights
+from archspec.initial import Offset, Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +29,10 @@ class ClassHead(Head, kind="classes"):
     from_task: ClassVar[tuple[str, ...]] = ("num_classes",)
 
     def parameters(self, model_dim: int, vocab_size: int) -> Parameters:
-        found = {"head": Parameter((model_dim, self.num_classes), FAN_IN, decayed=True)}
-        return found if self.offset is None else {**found, "head_offset": Parameter((self.num_classes,), self.offset)}
+        return weights(model_dim, self.num_classes, self.offset)
 
     def apply(self, x: Tensor, parameters: Mapping[str, Tensor], embedding: Tensor) -> Tensor:
-        found = x @ parameters["head"]
-        return found + parameters["head_offset"] if "head_offset" in parameters else found
+        return projected(x, parameters)
 
     def width(self, vocab_size: int) -> int:
         return self.num_classes

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from archspec.component import Flag
-from archspec.ends import Head
-from archspec.initial import FAN_IN, Parameter, Parameters
+from archspec.ends import Head, projected, weights
+from archspec.initial import Parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,10 +23,10 @@ class TokenHead(Head, kind="tokens"):
         return self.tied
 
     def parameters(self, model_dim: int, vocab_size: int) -> Parameters:
-        return {} if self.tied else {"head": Parameter((model_dim, vocab_size), FAN_IN, decayed=True)}
+        return {} if self.tied else weights(model_dim, vocab_size)
 
     def apply(self, x: Tensor, parameters: Mapping[str, Tensor], embedding: Tensor) -> Tensor:
-        return x @ (embedding.t() if self.tied else parameters["head"])
+        return x @ embedding.t() if self.tied else projected(x, parameters)
 
     def width(self, vocab_size: int) -> int:
         return vocab_size
