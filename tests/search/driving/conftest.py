@@ -57,11 +57,17 @@ baselines: [transformer]
 Load = Callable[..., SearchFile]
 
 
+@pytest.fixture(scope="session")
+def tiny_text() -> str:
+    """The tiny search."""
+    return TINY
+
+
 @pytest.fixture
-def tiny_file(tmp_path: Path) -> Path:
+def tiny_file(tmp_path: Path, tiny_text: str) -> Path:
     """The tiny search as a file."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
+    path.write_text(tiny_text)
     return path
 
 

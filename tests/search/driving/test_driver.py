@@ -57,12 +57,6 @@ def table(run: Run) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def tiny_text(request: pytest.FixtureRequest) -> str:
-    text: str = request.config.pluginmanager.get_plugin(str(Path(__file__).parent / "conftest.py")).TINY  # type: ignore[union-attr]
-    return text
-
-
-@pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_text: str) -> SearchResult:
     """One whole search, by one worker; the tests below look at it."""
     folder = tmp_path_factory.mktemp("finished")

@@ -27,11 +27,10 @@ BY = "ladder[0].promote={count: 3, by: [non_embedding_parameters], random: 1}"
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> SearchResult:
+def first(tmp_path_factory: pytest.TempPathFactory, tiny_text: str) -> SearchResult:
     """A run in rounds that leaves its results in a shared folder; its soft constraint is broken by some trials."""
-    text: str = request.config.pluginmanager.get_plugin(str(Path(__file__).parent / "conftest.py")).TINY  # type: ignore[union-attr]
     folder = tmp_path_factory.mktemp("shared")
-    (folder / "tiny.yaml").write_text(text)
+    (folder / "tiny.yaml").write_text(tiny_text)
     return start(folder, "first")
 
 

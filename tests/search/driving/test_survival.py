@@ -54,12 +54,6 @@ def nothing_repeated(folder: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def tiny_text(request: pytest.FixtureRequest) -> str:
-    text: str = request.config.pluginmanager.get_plugin(str(Path(__file__).parent / "conftest.py")).TINY  # type: ignore[union-attr]
-    return text
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_text: str) -> SearchResult:
     """The search that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
