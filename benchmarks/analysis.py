@@ -12,7 +12,6 @@ user waits on this machine, CPU seconds what the work is, whatever else the mach
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import platform
@@ -26,6 +25,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from benchmarks.recording import current_commit, keep
 
 STUDY = "large"
 OBJECTIVES = [
@@ -193,19 +194,17 @@ def main() -> None:
     text = table(rows, args)
     print(text)
     if args.write:
-        name = f"analysis_{datetime.date.today():%Y%m}.md"
-        (Path(__file__).parent / "results" / name).write_text(text)
+        keep("analysis", text)
     return None
 
 
 def table(rows: list[tuple[str, list[tuple[float, float]]]], args: argparse.Namespace) -> str:
     """Return the results as Markdown."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     load = os.getloadavg()[0]
     lines = [
         f"# Opening a search of {args.trials:,} trials",
         "",
-        f"`python -m benchmarks.analysis --trials {args.trials} --repeats {args.repeats}`, commit {commit.strip()}, "
+        f"`python -m benchmarks.analysis --trials {args.trials} --repeats {args.repeats}`, commit {current_commit()}, "
         f"Python {platform.python_version()}, optuna {version('optuna')}, {os.cpu_count()} cores "
         f"(load {load:.1f} at the end). Seconds of a whole fresh process; all trials trained, three objectives.",
         "",

@@ -17,7 +17,6 @@ one seed that draw at random draw the same. Intervals are Student's t over seeds
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import os
@@ -48,7 +47,7 @@ from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import SearchFile, load_search_file, plain
 from archspec.search.trial import Trial
 from archspec.yamltext import parse
-from benchmarks.kernels import current_commit
+from benchmarks.recording import current_commit, keep
 
 PLAN = Path(__file__).with_suffix(".yaml")
 SPENT, OUTCOME = "spent.jsonl", "outcome.json"
@@ -297,8 +296,7 @@ def main() -> None:
     text = document(outcomes(args.folder), list(plan["arms"]))
     print(text)
     if args.write:
-        name = f"arms_{datetime.date.today():%Y%m}.md"
-        (Path(__file__).parent / "results" / name).write_text(text)
+        keep("arms", text)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import multiprocessing
 import os
 import platform
@@ -32,7 +31,6 @@ from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
 
 import optuna
 
@@ -41,7 +39,8 @@ from archspec.search.eventlog import Event
 from archspec.search.executors import Outcome, Request
 from archspec.search.rundir import RunFolder, available_cores
 from archspec.search.searchfile import load_search_file
-from benchmarks.kernels import current_commit
+from benchmarks.instant import Instant, write_result
+from benchmarks.recording import current_commit
 
 SEARCH = """
 study: overhead
@@ -66,51 +65,12 @@ objectives: [{metric: recall/accuracy, reference: 0.0}, {metric: state_bytes, re
 ladder: [{rung: short_train, tokens: 64, candidates: 50}]
 cost: {measure: false}
 """
-NAMES = ("key", "trial", "stage", "rung", "kind", "hash", "spec", "plan")
 
 
-def write_result(request: Request, quality: float, wall_s: float) -> None:
-    """Leave what a worker would, with made-up scores."""
-    score = {"recall/accuracy": {"mean": quality, "spread": 0.0, "interval": None, "n": 1}}
-    score["recall/loss_nats"] = score["recall/accuracy"]
-    value = {"scores": score, "validation": score, "learning_rate": 1e-3, "tokens_per_s": 1.0}
-    result: dict[str, Any] = {name: request[name] for name in NAMES}
-    result |= {"status": "ok", "reason": "", "value": value, "started": time.time(), "wall_s": wall_s}
-    path = Path(request["results"]) / f"{request['key']}.json"
-    path.with_suffix(".part").write_text(json.dumps(result))
-    path.with_suffix(".part").replace(path)
-
-
-class Instant:
-    """A worker that answers at once. The time that takes is not the driver's."""
-
-    capacity = 1
-
-    def __init__(self) -> None:
-        self._draw = random.Random(0)
-        self._done: list[str] = []
-        self.own_wall, self.own_cpu = 0.0, 0.0
-
-    def submit(self, request: Request) -> None:
-        """Write the result."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        write_result(request, self._draw.random(), 0.0)
-        self._done.append(request["key"])
-        self.own_wall += time.perf_counter() - wall
-        self.own_cpu += time.process_time() - cpu
-
-    def wait(self, timeout_s: float) -> list[Outcome]:
-        """Return what was submitted."""
-        found, self._done = [Outcome(key, "finished") for key in self._done], []
-        return found
-
-    def cancel(self, key: str) -> None:
-        """Forget one."""
-        self._done = [each for each in self._done if each != key]
-
-    def shutdown(self) -> None:
-        """Forget all."""
-        self._done.clear()
+def _guessing() -> Instant:
+    """Return a worker that answers at once, whatever it is asked."""
+    draw = random.Random(0)
+    return Instant(lambda request: draw.random())
 
 
 class Fleet:
@@ -266,7 +226,7 @@ def main() -> int:
     print("| sampler | at trials | CPU ms a trial | two thirds lie in | mean | wall ms | two thirds | mean | load |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in args.samplers.split(","):
-        points = stock(name, marks[-1]) if name in STOCK else drive(name, marks[-1], Instant(), ["asynchronous=true"])
+        points = stock(name, marks[-1]) if name in STOCK else drive(name, marks[-1], _guessing(), ["asynchronous=true"])
         overhead(name, points, marks)
     return 0
 

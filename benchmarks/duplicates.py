@@ -12,7 +12,6 @@ search this is read from its event log and its results: evaluations started, fin
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import os
@@ -30,13 +29,14 @@ import optuna
 from archspec.search.candidates import Rejection, admit, named
 from archspec.search.driver import Driver, Limits
 from archspec.search.eventlog import EVENTS, read_events
-from archspec.search.executors import Outcome, Request
+from archspec.search.executors import Request
 from archspec.search.points import express, points
 from archspec.search.records import load_run
 from archspec.search.rundir import RunFolder
 from archspec.search.searchfile import SearchFile, load_search_file
 from archspec.search.study import Asked
-from benchmarks.kernels import current_commit
+from benchmarks.instant import Instant
+from benchmarks.recording import current_commit, keep
 
 SEARCH = """
 study: duplicates
@@ -65,7 +65,6 @@ STOCK: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "TPESampler": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "NSGAIISampler": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
 }
-NAMES = ("key", "trial", "stage", "rung", "kind", "hash", "spec", "plan")
 LIMITS = {"gp": 200}  # fits a Gaussian process to all trials before each draw
 
 
@@ -76,37 +75,8 @@ def quality(spec: Mapping[str, Any], code: str, figures: Mapping[str, float]) ->
     return float(found + 0.05 * (mixer["retention"] != "none") + 0.05 * int(code[:4], 16) / 0xFFFF - 0.6)
 
 
-class Instant:
-    """A worker that answers at once with the made-up score."""
-
-    capacity = 1
-
-    def __init__(self) -> None:
-        self._done: list[str] = []
-
-    def submit(self, request: Request) -> None:
-        """Write the result."""
-        mean = quality(request["spec"], request["hash"], request["figures"])
-        score = {"mean": mean, "spread": 0.0, "interval": None, "n": 1}
-        scores = {"recall/accuracy": score, "recall/loss_nats": score}
-        value = {"scores": scores, "validation": scores, "learning_rate": 1e-3, "tokens_per_s": 1.0}
-        result: dict[str, Any] = {name: request[name] for name in NAMES}
-        result |= {"status": "ok", "reason": "", "value": value, "started": time.time(), "wall_s": 0.0}
-        (Path(request["results"]) / f"{request['key']}.json").write_text(json.dumps(result))
-        self._done.append(request["key"])
-
-    def wait(self, timeout_s: float) -> list[Outcome]:
-        """Return what was submitted."""
-        found, self._done = self._done, []
-        return [Outcome(key, "finished") for key in found]
-
-    def cancel(self, key: str) -> None:
-        """Forget one."""
-        self._done = [known for known in self._done if known != key]
-
-    def shutdown(self) -> None:
-        """Forget all."""
-        self._done.clear()
+def _quality(request: Request) -> float:
+    return quality(request["spec"], request["hash"], request["figures"])
 
 
 def load(folder: Path, *overrides: str) -> SearchFile:
@@ -122,7 +92,7 @@ def ours(sampler: str, trials: int, seed: int) -> tuple[int, int, int, int]:
         search = load(Path(temporary), f"sampler={sampler}", f"seed={seed}")
         folder = Path(temporary) / "runs" / "duplicates"
         with RunFolder(folder, search) as opened:
-            Driver(search, opened, Instant(), Limits(trials)).execute()
+            Driver(search, opened, Instant(_quality), Limits(trials)).execute()
         run, started, finished = load_run(folder), Counter[str](), Counter[str]()
         for event in read_events(folder / EVENTS):
             if event["event"] in ("submitted", "finished"):
@@ -192,8 +162,7 @@ def main() -> int:
         lines.append(f"| {who} | {count} | {repeats} | {drawn} | {known} | {time.perf_counter() - began:.0f} |")
         print(lines[-1], flush=True)
     if args.write:
-        name = f"duplicates_{datetime.date.today():%Y%m}.md"
-        (Path(__file__).parent / "results" / name).write_text("\n".join([*lines, ""]))
+        keep("duplicates", "\n".join([*lines, ""]))
     return 1 if wrong else 0
 
 

@@ -19,7 +19,6 @@ import datetime
 import importlib
 import math
 import multiprocessing
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ import triton
 from torch import Tensor
 from triton.testing import do_bench
 
+from benchmarks.recording import current_commit
 from benchmarks.recurrences import OPS, Inputs, Op, Shape
 from benchmarks.tuning import Choices, compile_ahead, sharing_choices
 
@@ -266,12 +266,6 @@ def versions_used(peer: str | None) -> str:
 
         found += f", flash-linear-attention {version('flash-linear-attention')}"
     return found
-
-
-def current_commit() -> str:
-    """Return the short hash of the checkout, or "unknown" where git cannot tell."""
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
 
 
 def header(args: argparse.Namespace, bandwidth: float) -> list[str]:

@@ -33,7 +33,8 @@ from torch.nn import functional
 
 import archspec
 from archspec.decoding import GraphDecoder
-from benchmarks.kernels import current_commit, emit, versions_used
+from benchmarks.kernels import emit, versions_used
+from benchmarks.recording import current_commit
 from benchmarks.tuning import Choices, compile_ahead, sharing_choices
 
 # The peer's dependencies look for a package named `kernels`; from the repository's root they would find this folder.

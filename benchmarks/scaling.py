@@ -11,7 +11,6 @@ Timed are the whole command, imports included, and the search itself, from the `
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import platform
@@ -31,7 +30,7 @@ from archspec.search.rundir import available_cores
 from archspec.search.searchfile import plain
 from archspec.yamltext import parse
 from benchmarks.arms import PLAN
-from benchmarks.kernels import current_commit
+from benchmarks.recording import current_commit, keep
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -125,8 +124,7 @@ def main() -> None:
     text = table(found, args.trials, args.tokens)
     print(text)
     if args.write:
-        name = f"scaling_{datetime.date.today():%Y%m}.md"
-        (Path(__file__).parent / "results" / name).write_text(text)
+        keep("scaling", text)
 
 
 if __name__ == "__main__":

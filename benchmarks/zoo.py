@@ -14,6 +14,7 @@ run as the token-by-token recurrence come last. Beside NAME.json a table is writ
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import platform
@@ -176,10 +177,11 @@ def as_table(results: Results, missing: Iterable[str], settings: Settings) -> st
     return "\n".join([*lines, "", f"Not run: {missing}." if missing else "All shipped models are in the table.", ""])
 
 
-def shipped() -> list[str]:
+@functools.cache
+def shipped() -> tuple[str, ...]:
     """Return the shipped models' names, those that run token by token last."""
     names = sorted(path.stem for path in loading.MODELS.glob("*.yaml"))
-    return sorted(names, key=lambda name: "recurrence" in " ".join(lowering.plan(loading.load(name)).kernels()))
+    return tuple(sorted(names, key=lambda name: "recurrence" in " ".join(lowering.plan(loading.load(name)).kernels())))
 
 
 def _factory(spec: Any) -> ModelFactory:
