@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import archspec
-from archspec.blocks.model import SequenceModel
 from archspec.loading import load
 from archspec.lowering import plan
+from tests.forms import hold_to_the_recurrence
 
 STEP = {"kind": "sigmoid", "scale": 0.2}
 ANCHOR = {"every": 4}
@@ -60,15 +59,6 @@ def document(name: str) -> dict[str, Any]:
     return {"name": "anchored", "model_dim": 8, "blocks": {"main": {"mixer": mixer}}, "layout": "main"}
 
 
-def compiled(mapping: dict[str, Any], backend: str) -> SequenceModel:
-    model = archspec.compile(load(mapping), vocab_size=11, backend=backend, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
-
-
 def close(found: Tensor | None, wanted: Tensor | None) -> None:
     # fp64 and two dozen tokens: the forms differ in the order of sums only
     torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10)
@@ -78,25 +68,7 @@ def close(found: Tensor | None, wanted: Tensor | None) -> None:
 def test_it_is_the_recurrence_whole_split_and_stepped(name: str) -> None:
     mapping = document(name)
     assert plan(load(mapping)).decisions["blocks.main.mixer"].family == "anchored"
-    fast, slow = compiled(mapping, "auto"), compiled(mapping, "reference")
-    x = torch.randint(0, 11, (2, 23), generator=torch.Generator().manual_seed(0))
-    found, wanted = fast(x), slow(x)
-    close(found.logits, wanted.logits)
-    assert found.state.tensors.keys() == wanted.state.tensors.keys()
-    for path, tensor in wanted.state.tensors.items():
-        close(found.state.tensors[path], tensor)
-    for result in (found, wanted):
-        result.logits.sin().sum().backward()
-    for p, q in zip(fast.parameters(), slow.parameters(), strict=True):
-        close(p.grad, q.grad)
-    with torch.no_grad():
-        head = fast(x[:, :9])
-        close(torch.cat([head.logits, fast(x[:, 9:], head.state).logits], 1), wanted.logits)
-        state = None
-        for t in range(10):
-            step = fast.step(x[:, t], state)
-            state = step.state
-            close(step.logits, wanted.logits[:, t])
+    hold_to_the_recurrence(mapping, close, length=23, cut=9, steps=10)
 
 
 def test_gradients_at_moving_weights_are_left_to_one_token_after_another() -> None:

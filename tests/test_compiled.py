@@ -20,6 +20,7 @@ from archspec.errors import SpecError, UnsupportedError
 from archspec.loading import load
 from archspec.lowering import plan
 from archspec.schema import Spec
+from tests.forms import moved
 
 LENGTH, SPLIT, VOCABULARY = 11, 5, 13
 
@@ -109,11 +110,7 @@ SWEEP = [pytest.param(*choices, id="-".join(choices)) for choices in LEGAL[::4]]
 def perturbed(spec: Spec, backend: str = "auto") -> SequenceModel:
     """A model in fp64 whose every parameter is away from special values."""
     model = compile(spec, vocab_size=VOCABULARY, dtype=torch.float64, backend=backend)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
+    return moved(model, 0.1)
 
 
 def tokens() -> torch.Tensor:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 import archspec
 from archspec import sequential
-from archspec.blocks.model import SequenceModel
+from archspec.blocks.model import Output, SequenceModel
 from archspec.blocks.rule import Quantities
 from archspec.families import Bias
 from archspec.loading import load
 from archspec.lowering import plan
+from tests.forms import compiled, hold_to_the_recurrence, read_out
 
 STEP = {"kind": "sigmoid", "scale": 0.2}
 DECAY = {"gate": {"kind": "sigmoid", "offset": 2}}
@@ -65,18 +66,13 @@ def document(name: str) -> dict[str, Any]:
     return {"name": "sequential", "model_dim": 8, "blocks": {"main": {"mixer": mixer}}, "layout": "main"}
 
 
-def compiled(mapping: dict[str, Any], backend: str) -> SequenceModel:
-    model = archspec.compile(load(mapping), vocab_size=11, backend=backend, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
-
-
 def close(found: Tensor | None, wanted: Tensor | None) -> None:
     # fp64 and two dozen tokens: the operations are the same, up to the order of sums.
     torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10)
+
+
+def with_states(output: Output) -> Tensor:
+    return read_out(output) + sum(x.cos().sum() for x in output.state.tensors.values())
 
 
 @pytest.fixture(autouse=True)
@@ -90,25 +86,7 @@ def test_it_is_the_recurrence_whole_split_and_stepped(name: str) -> None:
     mapping = document(name)
     decision = plan(load(mapping)).decisions["blocks.main.mixer"]
     assert decision.name == "sequential/step/torch"
-    fast, slow = compiled(mapping, "auto"), compiled(mapping, "reference")
-    x = torch.randint(0, 11, (2, 21), generator=torch.Generator().manual_seed(0))
-    found, wanted = fast(x), slow(x)
-    close(found.logits, wanted.logits)
-    assert found.state.tensors.keys() == wanted.state.tensors.keys()
-    for path, tensor in wanted.state.tensors.items():
-        close(found.state.tensors[path], tensor)
-    for result in (found, wanted):
-        (result.logits.sin().sum() + sum(x.cos().sum() for x in result.state.tensors.values())).backward()
-    for p, q in zip(fast.parameters(), slow.parameters(), strict=True):
-        close(p.grad, q.grad)
-    with torch.no_grad():
-        head = fast(x[:, :9])
-        close(torch.cat([head.logits, fast(x[:, 9:], head.state).logits], 1), wanted.logits)
-        state = None
-        for t in range(10):
-            step = fast.step(x[:, t], state)
-            state = step.state
-            close(step.logits, wanted.logits[:, t])
+    hold_to_the_recurrence(mapping, close, length=21, cut=9, steps=10, loss=with_states)
 
 
 def test_a_token_is_recorded_once_and_keeps_its_states_only() -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import archspec
-from archspec.blocks.model import SequenceModel
 from archspec.errors import SpecError
 from archspec.loading import load
 from archspec.lowering import plan
+from tests.forms import compiled, hold_to_the_recurrence
 
+AWAY = 0.3  # of parameters from their start
 CASES = [
     (pairs, per, ("exact", "zoh", "bilinear")[index % 3])
     for index, (pairs, per) in enumerate(itertools.product(("key", "value"), ("head", "key", "value", "state")))
@@ -39,16 +39,7 @@ def document(**retention: Any) -> dict[str, Any]:
     return {"name": "turning", "model_dim": 8, "blocks": {"main": {"mixer": mixer}}, "layout": "main"}
 
 
-def compiled(mapping: dict[str, Any], backend: str) -> SequenceModel:
-    model = archspec.compile(load(mapping), vocab_size=11, backend=backend, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
-
-
-def close(found: Tensor, wanted: Tensor) -> None:
+def close(found: Tensor | None, wanted: Tensor | None) -> None:
     # fp64 and forty tokens: the forms differ in the order of sums only
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
 
@@ -59,31 +50,14 @@ def test_scan_split_and_steps_are_the_recurrence(pairs: str, per: str, discretiz
     order = "step_first" if per == "key" else "decay_first"
     mapping = document(pairs=pairs, discretization=discretization, order=order, **gates)
     assert plan(load(mapping)).decisions["blocks.main.mixer"].family == "scan"
-    fast, slow = compiled(mapping, "auto"), compiled(mapping, "reference")
-    x = torch.randint(0, 11, (2, 40), generator=torch.Generator().manual_seed(0))
-    found, wanted = fast(x), slow(x)
-    close(found.logits, wanted.logits)
-    for name, tensor in wanted.state.tensors.items():
-        close(found.state.tensors[name], tensor)
-    for result in (found, wanted):
-        result.logits.sin().sum().backward()
-    for p, q in zip(fast.parameters(), slow.parameters(), strict=True):
-        close(p.grad, q.grad)  # type: ignore[arg-type]
-    with torch.no_grad():
-        head = fast(x[:, :17])
-        close(torch.cat([head.logits, fast(x[:, 17:], head.state).logits], 1), wanted.logits)
-        state = None
-        for t in range(20):
-            step = fast.step(x[:, t], state)
-            state = step.state
-            close(step.logits, wanted.logits[:, t])
+    hold_to_the_recurrence(mapping, close, by=AWAY, length=40, cut=17, steps=20)
 
 
 def test_a_phase_of_zero_is_a_real_decay() -> None:
     turning = document(phase=0.0)
     plain = document()
     plain["blocks"]["main"]["mixer"]["retention"] = {"kind": "decay", "gate": {"kind": "sigmoid", "offset": 1}}
-    first, second = compiled(turning, "auto"), compiled(plain, "reference")
+    first, second = compiled(turning, "auto", AWAY), compiled(plain, "reference", AWAY)
     second.load_state_dict(first.state_dict())
     x = torch.randint(0, 11, (2, 30), generator=torch.Generator().manual_seed(0))
     close(first(x).logits, second(x).logits)

@@ -16,6 +16,7 @@ from archspec.compiler import compile  # noqa: A004
 from archspec.errors import SpecError
 from archspec.families import Bias, Position
 from archspec.loading import load
+from tests.forms import moved
 
 LENGTH, SPLIT, VOCABULARY = 12, 5, 11
 
@@ -206,11 +207,7 @@ def document(mixer: dict[str, Any], layers: int = 1) -> dict[str, Any]:
 def perturbed(mixer: dict[str, Any], backend: str = "auto") -> SequenceModel:
     """Return a model of two layers in fp64, every parameter away from its start."""
     model = compile(load(document(mixer, 2)), vocab_size=VOCABULARY, dtype=torch.float64, backend=backend)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
+    return moved(model, 0.3)
 
 
 def close(first: torch.Tensor, second: torch.Tensor) -> None:

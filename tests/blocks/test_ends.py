@@ -13,6 +13,7 @@ from archspec.blocks.model import SequenceModel, num_parameters
 from archspec.canonical import architecture_hash
 from archspec.decoding import position_dependence
 from archspec.errors import ShapeError, SpecError, UnsupportedError
+from tests.forms import moved
 
 LENGTH, SPLIT = 11, 4
 VECTORS = {"kind": "continuous", "dim": 3}
@@ -43,11 +44,7 @@ def document(ends: tuple[Any, Any], **more: Any) -> dict[str, Any]:
 
 def made(ends: tuple[Any, Any], backend: str = "auto") -> SequenceModel:
     model = archspec.compile(document(ends), vocab_size=7, dtype=torch.float64, backend=backend)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
+    return moved(model, 0.3)
 
 
 def items(model: SequenceModel) -> torch.Tensor:

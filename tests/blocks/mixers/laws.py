@@ -9,6 +9,7 @@ from torch import Tensor
 
 import archspec
 from archspec.blocks.model import SequenceModel, num_parameters
+from tests.forms import moved
 
 # fp64 carries 1.1e-16; a few dozen tokens through two layers of chunked and token-wise forms lose three to four
 # digits of it (1e-13 is what is seen).
@@ -51,11 +52,7 @@ def document(mixer: dict[str, Any], layers: int = 2) -> dict[str, Any]:
 def compiled(spec: dict[str, Any], backend: str) -> SequenceModel:
     """Return the module in fp64, with every parameter moved away from its start."""
     model = archspec.compile(spec, vocab_size=VOCAB, dtype=torch.float64, backend=backend)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return model
+    return moved(model, 0.1, seed=3)
 
 
 def first_mixer(spec: dict[str, Any]) -> Any:
