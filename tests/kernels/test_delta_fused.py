@@ -42,50 +42,6 @@ def long_keys(random_inputs: Inputs) -> Inputs:
     return make
 
 
-SMALL = [
-    ("none", 63, (1, 2), (20, 24)),
-    ("none", 1, (1, 1), (16, 80)),
-    ("head", 70, (1, 1), (16, 16)),
-    ("token", 1, (1, 1), (16, 16)),
-    ("token", 100, (1, 2), (60, 96)),
-    ("token", 200, (1, 1), (16, 16)),
-    ("key", 1, (1, 1), (16, 16)),
-    ("key", 63, (1, 1), (16, 16)),
-    ("key", 100, (1, 2), (20, 24)),
-    ("key", 200, (1, 1), (16, 16)),
-]
-
-
-@pytest.mark.interpreter
-@pytest.mark.parametrize(("gate", "T", "heads", "dims"), SMALL)
-def test_interpreted_fp32(
-    gate: str, T: int, heads: tuple[int, int], dims: tuple[int, int], triton_agrees: Check, random_inputs: Inputs
-) -> None:
-    inputs = random_inputs(T, heads, dims, gate, torch.float32, "cpu", 1, 1)
-    triton_agrees(delta_rule, inputs)
-
-
-@pytest.mark.interpreter
-@pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_interpreted_fp16(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
-    inputs = random_inputs(70, (1, 1), (16, 16), gate, torch.float16, "cpu", 1, 1)
-    triton_agrees(delta_rule, inputs)
-
-
-@pytest.mark.interpreter
-@pytest.mark.parametrize("gate", ["token", "key"])
-def test_interpreted_strong_decay(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
-    inputs = random_inputs(100, (1, 1), (16, 16), gate, torch.float32, "cpu", 1, 1, strong=True)
-    triton_agrees(delta_rule, inputs)
-
-
-@pytest.mark.interpreter
-@pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_interpreted_packed(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
-    inputs = random_inputs(150, (1, 1), (16, 16), gate, torch.float32, "cpu", 3, 1)
-    triton_agrees(delta_rule, inputs, (0, 70, 75, 150))
-
-
 @pytest.mark.interpreter
 def test_interpreted_like_keys(triton_agrees: Check, random_inputs: Inputs) -> None:
     """Keys that are all but equal make the inverse's power series cancel; joined blocks do not."""
@@ -128,66 +84,9 @@ def test_what_the_kernel_does_not_serve(change: dict[str, object], named: str, r
     assert torch.equal(found, wanted)
 
 
-DIMS = [(16, 16), (32, 64), (60, 96), (64, 64), (100, 100), (128, 128), (128, 64), (64, 256), (256, 256)]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dims", DIMS, ids=str)
-@pytest.mark.parametrize("gate", ["none", "token", "key"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_on_the_card(
-    gate: str, dims: tuple[int, int], dtype: torch.dtype, triton_agrees: Check, random_inputs: Inputs
-) -> None:
-    for T in (1, 63, 100, 2000, 8192):
-        inputs = random_inputs(T, (2, 2), dims, gate, dtype, "cuda", 2, 2)
-        triton_agrees(delta_rule, inputs)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("gate", ["none", "head", "token", "key"])
-def test_on_the_card_grouped_and_packed(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
-    inputs = random_inputs(3000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 3, 1)
-    triton_agrees(delta_rule, inputs, (0, 1, 1250, 3000))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("gate", ["token", "key"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_on_the_card_strong_decay(gate: str, dtype: torch.dtype, triton_agrees: Check, random_inputs: Inputs) -> None:
-    inputs = random_inputs(2000, (2, 2), (128, 128), gate, dtype, "cuda", 2, 2, strong=True)
-    triton_agrees(delta_rule, inputs)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("gate", ["none", "token", "key"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_on_the_card_long_keys(gate: str, dtype: torch.dtype, long_keys: Inputs, triton_agrees: Check) -> None:
     inputs = long_keys(1000, (128, 128), gate, dtype, "cuda")
     triton_agrees(delta_rule, inputs)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_on_the_card_results_repeat(gate: str, random_inputs: Inputs) -> None:
-    inputs = random_inputs(2000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 2, 2)
-    runs = []
-    for _ in range(2):
-        leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
-        o, last = delta_rule(**leaves, output_final_state=True)
-        assert last is not None
-        runs.append([o, last, *torch.autograd.grad(o.float().square().sum() + last.sum(), list(leaves.values()))])
-    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_on_the_card_compiled_without_graph_breaks(gate: str, random_inputs: Inputs) -> None:
-    inputs = random_inputs(300, (2, 2), (64, 64), gate, torch.bfloat16, "cuda", 2, 2)
-    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
-    compiled = torch.compile(delta_rule, fullgraph=True)
-    results = []
-    for call in (compiled, delta_rule):
-        o, last = call(**leaves, output_final_state=True)
-        assert last is not None
-        results.append([o, *torch.autograd.grad(o.float().square().sum() + last.sum(), list(leaves.values()))])
-    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))

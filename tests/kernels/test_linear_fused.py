@@ -24,48 +24,6 @@ def rms_ratio(found: Tensor, wanted: Tensor) -> float:
     return float((found.detach().double() - wanted.detach()).norm() / wanted.detach().norm().clamp(min=1e-30))
 
 
-SMALL = [
-    ("none", 70, (1, 2), (20, 24)),
-    ("head", 70, (1, 1), (16, 16)),
-    ("token", 100, (1, 2), (20, 24)),
-    ("token", 530, (1, 1), (16, 16)),
-    ("key", 100, (1, 2), (20, 24)),
-    ("key", 530, (1, 1), (16, 16)),
-    ("key", 1, (1, 1), (16, 16)),
-    ("none", 1, (1, 1), (16, 80)),
-]
-
-
-@pytest.mark.interpreter
-@pytest.mark.parametrize(("gate", "T", "heads", "dims"), SMALL)
-def test_interpreted_fp32(
-    gate: str, T: int, heads: tuple[int, int], dims: tuple[int, int], triton_agrees: Check, random_inputs: Inputs
-) -> None:
-    inputs = random_inputs(T, heads, dims, gate, torch.float32, "cpu", 1, 1)
-    triton_agrees(linear_attention, inputs)
-
-
-@pytest.mark.interpreter
-@pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_interpreted_fp16(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
-    inputs = random_inputs(70, (1, 1), (16, 16), gate, torch.float16, "cpu", 1, 1)
-    triton_agrees(linear_attention, inputs)
-
-
-@pytest.mark.interpreter
-@pytest.mark.parametrize("gate", ["token", "key"])
-def test_interpreted_strong_decay(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
-    inputs = random_inputs(100, (1, 1), (16, 16), gate, torch.float32, "cpu", 1, 1, strong=True)
-    triton_agrees(linear_attention, inputs)
-
-
-@pytest.mark.interpreter
-@pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_interpreted_packed(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
-    inputs = random_inputs(150, (1, 1), (16, 16), gate, torch.float32, "cpu", 3, 1)
-    triton_agrees(linear_attention, inputs, (0, 70, 75, 150))
-
-
 @pytest.mark.interpreter
 @pytest.mark.parametrize("gate", ["none", "head", "token", "key"])
 def test_interpreted_step(gate: str, random_inputs: Inputs) -> None:
@@ -87,36 +45,6 @@ def check_step(random_inputs: Inputs, gate: str, device: str, dtype: torch.dtype
     assert last is not None
     assert rms_ratio(torch.cat(outputs, 1), wanted) < tolerance
     assert rms_ratio(state, last) < tolerance
-
-
-DIMS = [(16, 16), (32, 64), (60, 96), (64, 64), (100, 100), (128, 128), (128, 64), (64, 256), (256, 256)]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dims", DIMS, ids=str)
-@pytest.mark.parametrize("gate", ["none", "token", "key"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_on_the_card(
-    gate: str, dims: tuple[int, int], dtype: torch.dtype, triton_agrees: Check, random_inputs: Inputs
-) -> None:
-    for T in (1, 63, 100, 2000, 8192):
-        inputs = random_inputs(T, (2, 2), dims, gate, dtype, "cuda", 2, 2)
-        triton_agrees(linear_attention, inputs)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("gate", ["none", "head", "token", "key"])
-def test_on_the_card_grouped_and_packed(gate: str, triton_agrees: Check, random_inputs: Inputs) -> None:
-    inputs = random_inputs(3000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 3, 1)
-    triton_agrees(linear_attention, inputs, (0, 1, 1250, 3000))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("gate", ["token", "key"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_on_the_card_strong_decay(gate: str, dtype: torch.dtype, triton_agrees: Check, random_inputs: Inputs) -> None:
-    inputs = random_inputs(2000, (2, 2), (128, 128), gate, dtype, "cuda", 2, 2, strong=True)
-    triton_agrees(linear_attention, inputs)
 
 
 @pytest.mark.gpu
@@ -142,33 +70,6 @@ def test_on_the_card_a_million_tokens(gate: str, random_inputs: Inputs) -> None:
     assert rms_ratio(o[:, -tail:], wanted) < OUTPUT_TOLERANCE
     assert rms_ratio(last, wanted_last) < OUTPUT_TOLERANCE
     assert bool(o.isfinite().all())
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_on_the_card_results_repeat(gate: str, random_inputs: Inputs) -> None:
-    inputs = random_inputs(2000, (2, 4), (128, 128), gate, torch.bfloat16, "cuda", 2, 2)
-    runs = []
-    for _ in range(2):
-        leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
-        o, last = linear_attention(**leaves, output_final_state=True)
-        assert last is not None
-        runs.append([o, last, *torch.autograd.grad(o.float().square().sum() + last.sum(), list(leaves.values()))])
-    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("gate", ["none", "token", "key"])
-def test_on_the_card_compiled_without_graph_breaks(gate: str, random_inputs: Inputs) -> None:
-    inputs = random_inputs(300, (2, 2), (64, 64), gate, torch.bfloat16, "cuda", 2, 2)
-    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
-    compiled = torch.compile(linear_attention, fullgraph=True)
-    results = []
-    for call in (compiled, linear_attention):
-        o, last = call(**leaves, output_final_state=True)
-        assert last is not None
-        results.append([o, *torch.autograd.grad(o.float().square().sum() + last.sum(), list(leaves.values()))])
-    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
 
 @pytest.mark.gpu
