@@ -33,6 +33,7 @@ from archspec.kernels.delta.cost import (
 )
 from archspec.kernels.delta.gradients_fused import _chunk_states, _delta_gradients
 from archspec.kernels.delta.serial_fused import _delta_backward, _delta_forward
+from archspec.kernels.direct import direct
 from archspec.kernels.linear.call import NO_GATE, ROW_GATE, TOKEN_GATE, Call, make_call, precision
 from archspec.kernels.linear.channel_gradients_fused import channel_backward
 from archspec.kernels.linear.channels_fused import Prepared, prepare_channels
@@ -207,20 +208,7 @@ def _differentiate(ctx, do, dfinal, *_kept):  # type: ignore[no-untyped-def]
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-class _Direct(torch.autograd.Function):
-    """The same without custom ops, whose bookkeeping takes longer on the host than small shapes on the device."""
-
-    @staticmethod
-    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
-        output = _forward_impl(*inputs)
-        ctx.mark_non_differentiable(*output[2:])
-        _save(ctx, inputs, output)
-        ctx.backward_form = _backward_impl
-        return output
-
-    @staticmethod
-    def backward(ctx, *gradients):  # type: ignore[no-untyped-def]
-        return _differentiate(ctx, *gradients)
+_direct = direct(_forward_impl, _backward_impl, _save, _differentiate)
 
 
 def delta_rule_fused(
@@ -237,7 +225,7 @@ def delta_rule_fused(
         q, k, v = q.float(), k.float(), v.float()
     gate = None if g is None else g.float().contiguous()
     state = None if initial_state is None else initial_state.float().contiguous()
-    run = _forward if torch.compiler.is_compiling() else _Direct.apply
+    run = _forward if torch.compiler.is_compiling() else _direct
     o, final, *_ = run(
         q.contiguous(), k.contiguous(), v.contiguous(), beta.float().contiguous(), gate, state, cu_seqlens, scale
     )

@@ -29,6 +29,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from archspec.kernels.direct import direct
 from archspec.kernels.linear.call import NO_GATE, ROW_GATE, TOKEN_GATE, Call, make_call, precision
 from archspec.kernels.linear.channel_gradients_fused import channel_backward
 from archspec.kernels.linear.channels_fused import Prepared, empty_channels, prepare_channels
@@ -212,21 +213,12 @@ def _differentiate(ctx, do, dfinal, *_kept):  # type: ignore[no-untyped-def]
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-class _Direct(torch.autograd.Function):
-    """The same without custom ops, whose bookkeeping takes longer on the host than small shapes on the device."""
+def _flat(*inputs):  # type: ignore[no-untyped-def]
+    *output, channels = _forward_impl(*inputs)
+    return [*output, *channels]
 
-    @staticmethod
-    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
-        o, final, starts, channels = _forward_impl(*inputs)
-        output = (o, final, starts, *channels)
-        ctx.mark_non_differentiable(*output[2:])
-        _save(ctx, inputs, output)
-        ctx.backward_form = _backward_impl
-        return output
 
-    @staticmethod
-    def backward(ctx, *gradients):  # type: ignore[no-untyped-def]
-        return _differentiate(ctx, *gradients)
+_direct = direct(_flat, _backward_impl, _save, _differentiate)
 
 
 def linear_attention_fused(
@@ -239,6 +231,6 @@ def linear_attention_fused(
     """
     g = None if g is None else g.float().contiguous()
     state = None if initial_state is None else initial_state.float().contiguous()
-    run = _forward if torch.compiler.is_compiling() else _Direct.apply
+    run = _forward if torch.compiler.is_compiling() else _direct
     o, final, *_ = run(q.contiguous(), k.contiguous(), v.contiguous(), g, state, cu_seqlens, scale)
     return o, final if output_final_state else None
