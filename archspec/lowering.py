@@ -8,6 +8,7 @@ is without a way to run: the last family is the token-by-token recurrence itself
 | softmax | the tokens themselves | tiled attention |
 | linear | S = Diag(a) S + k v^T | chunkwise, one masked product a chunk |
 | delta | S = (I - b k k^T) Diag(a) S + b k v^T | chunkwise, one triangular solve a chunk (WY) |
+|  | ... under a short window, S - sum of b_i k_i (k_i^T S - v_i)^T | the same, triangular in blocks |
 | momentum_delta | the same under momentum, S_t = a S_{t-1} + P_t | chunkwise, one triangular solve a chunk |
 | scan | S = a o S + x, entry by entry | associative scan |
 | solve | H and S as linear attention, o = S^T H^-1 q | conjugate gradients over chunks |
@@ -176,6 +177,12 @@ def _linear_reason(rule: Rule) -> str:
     return f"a matrix that adds k v^T and {grain}: chunks are independent given their start states"
 
 
+def _delta_reason(rule: Rule) -> str:
+    if rule.bias.window is not None:
+        return "a matrix under l2: the windows of a chunk's tokens solve one system, triangular in blocks of a token"
+    return "a matrix under l2: the steps of a chunk solve one triangular system"
+
+
 def _online_reason(rule: Rule) -> str:
     anchor = rule.update.anchor
     if anchor is not None:
@@ -193,6 +200,7 @@ def _triton_delta(rule: Rule, device: str) -> str:
     update = rule.update
     other = (
         update.write_size is not None
+        or rule.bias.window is not None
         or rule.bias.read_key is not None
         or rule.retention.order != "decay_first"
         or rule.granularity(update.step_size) == "key"
@@ -208,13 +216,7 @@ def _torch(rule: Rule, device: str) -> str:
 FAMILIES: tuple[Family, ...] = (
     Family("softmax", "attention", not_softmax, _softmax_reason, _torch),
     Family("linear", "chunkwise", not_linear, _linear_reason, _triton_linear),
-    Family(
-        "delta",
-        "chunkwise",
-        not_delta,
-        lambda rule: "a matrix under l2: the steps of a chunk solve one triangular system",
-        _triton_delta,
-    ),
+    Family("delta", "chunkwise", not_delta, _delta_reason, _triton_delta),
     Family(
         "momentum_delta",
         "chunkwise",

@@ -11,10 +11,11 @@ from torch import Tensor
 from archspec import kernel_inputs
 from archspec.blocks.rule import MemoryState, Quantities, initial_state
 from archspec.families import Gate
-from archspec.kernels.delta import delta_rule, delta_rule_step
+from archspec.kernels.delta import delta_rule, delta_rule_step, joint_delta_rule
 from archspec.kernels.linear import linear_attention, linear_attention_step
 from archspec.kernels.momentum_delta import MomentumDeltaState, momentum_delta_rule, momentum_delta_rule_step
 from archspec.rule import Rule
+from archspec.windows import window_rows
 
 
 def linear(
@@ -105,6 +106,8 @@ def _delta(
     rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
 ) -> tuple[Tensor, MemoryState]:
     start = initial_state(rule, quantities) if state is None else state
+    if rule.bias.window is not None:
+        return _windowed_delta(rule, quantities, start, backend)
     key = quantities.key
     beta = kernel_inputs.strength(_delta_step(rule, quantities), key)
     write = quantities.gates.get("update.write_size")
@@ -151,6 +154,28 @@ def _delta(
         dual = kernel_inputs.kept(final)
     read = read[:, quantities.steps - 1 :: quantities.steps]
     return read if scale else kernel_inputs.finished(rule, read, quantities), {"dual.w": dual}
+
+
+def _windowed_delta(rule: Rule, quantities: Quantities, start: MemoryState, backend: str) -> tuple[Tensor, MemoryState]:
+    """S_t = A S - eta sum over a token's window of w_i k_i (p_i^T S - v_i)^T: its rows take one step together."""
+    rows, after = window_rows(rule, quantities, start)
+    laid = {name: x.movedim(0, 1) for name, x in rows.items()}  # [B, T, H, R, d]
+    step = quantities.gates["update.step_size"].squeeze(-1)  # [B or 1, T or 1, H, 1 or K]
+    beta = step.to(quantities.state_dtype).unsqueeze(-2) * laid["bias.window.weights"]
+    read, final = joint_delta_rule(
+        quantities.query.to(quantities.state_dtype),
+        laid["key"],
+        laid["value"],
+        beta.squeeze(-1) if beta.shape[-1] == 1 else beta,
+        kernel_inputs.decay(rule, quantities),
+        scale=1.0,
+        initial_state=start["dual.w"],
+        output_final_state=True,
+        backend=backend,
+        read_key=laid.get("read_key"),
+        order=rule.retention.order,
+    )
+    return kernel_inputs.finished(rule, read, quantities), {"dual.w": kernel_inputs.kept(final), **after}
 
 
 def momentum_delta(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from archspec.rule import Rule
 
+MAX_WINDOW = 4
+"""Tokens of a loss's window up to which its rows are worth a triangular system; measured on a CPU."""
+
 
 def _first(*refusals: str | None) -> str | None:
     return next((refusal for refusal in refusals if refusal is not None), None)
@@ -75,15 +78,24 @@ def not_delta(rule: Rule) -> str | None:
         _residual(rule),
         _delta_steps(rule),
         _turns_of_keys(rule) if rule.retention.turns else _no_link(rule),
-        _no_window(rule),
+        _short_window(rule),
         _axes(rule, decays=("head", "key"), steps=("head", "key")),
         _reads_after(rule),
     )
 
 
+def _short_window(rule: Rule) -> str | None:
+    window = rule.bias.window
+    if window is None or window.length <= MAX_WINDOW:
+        return None
+    return f"the loss sums over {window.length} tokens: as many rows a token cost more than a step a token"
+
+
 def _turns_of_keys(rule: Rule) -> str | None:
     """Turns of key channels before the step are turns of the keys and queries instead."""
     retention = rule.retention
+    if rule.bias.window is not None:
+        return _no_window(rule)
     if getattr(retention, "pairs", "key") != "key":
         return "the decay turns pairs of value channels"
     if getattr(retention, "discretization", "exact") != "exact":

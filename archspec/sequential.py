@@ -22,6 +22,7 @@ from archspec.blocks.recurrence import recurrence
 from archspec.blocks.rule import MemoryState, Quantities, initial_state
 from archspec.recording import CannotRecord, Program, recorded
 from archspec.rule import Rule
+from archspec.windows import window_fields, window_rows
 
 STRETCH = 32  # tokens whose weights are held side by side, so that they are read in one batch
 MAX_PROGRAMS = 256
@@ -215,30 +216,13 @@ class _Tokens:
 
 def _cut(rule: Rule, quantities: Quantities, state: MemoryState) -> tuple[_Tokens, MemoryState]:
     """Return the tokens, each as ``recurrence`` lays it out, with its window before it, and the window at the end."""
-    dtype, steps, window = quantities.state_dtype, quantities.steps, rule.bias.window
-    fields = {"key": quantities.key, "value": quantities.value}
-    if quantities.read_key is not None:
-        fields["read_key"] = quantities.read_key
+    dtype, steps = quantities.state_dtype, quantities.steps
     gates = {path: _gate(path, gate.to(dtype), steps) for path, gate in quantities.gates.items()}
-    if window is None:
+    fields = window_fields(quantities)
+    if rule.bias.window is None:
         laid = {name: _by_token(x.to(dtype), steps if name != "read_key" else 1) for name, x in fields.items()}
         return _Tokens(laid, gates), {}
-    shape = quantities.key.shape[:3]
-    rows = {
-        path: gate.to(dtype).squeeze(-2).expand(*shape, -1)
-        for path, gate in quantities.gates.items()
-        if path.startswith("bias.") and not path.startswith("bias.read_key.")
-    }
-    found, windows = dict[str, Tensor](), MemoryState()
-    for name, x in {**fields, **rows}.items():
-        found[name], windows[f"window.{name}"] = _gathered(x.to(dtype), state.get(f"window.{name}"), window.length)
-    # Rows before the first token repeat it, so that no loss is taken where there is none, and weigh nothing.
-    ones = torch.ones_like(quantities.key[..., :1], dtype=dtype)
-    known = state.get("window.key")
-    before = None if known is None else ones.new_ones(*known.shape[:3], 1)
-    counted, _ = _gathered(ones, before, window.length, blank=True)
-    weights = found.get("bias.window.weights")
-    found["bias.window.weights"] = counted if weights is None else counted * weights
+    found, windows = window_rows(rule, quantities, state)
     laid = {path: x.unsqueeze(-2).contiguous() for path, x in found.items() if path.startswith("bias.")}
     return _Tokens({name: found[name].contiguous() for name in fields}, {**gates, **laid}), windows
 
@@ -253,19 +237,3 @@ def _gate(path: str, gate: Tensor, steps: int) -> Tensor:
     if path in Quantities.stepped_gates and steps > 1 and gate.shape[1] > 1:
         gate = gate.reshape(gate.shape[0], -1, steps, *gate.shape[2:])
     return gate.transpose(0, 1).contiguous()
-
-
-def _gathered(x: Tensor, before: Tensor | None, length: int, *, blank: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the window that ends with every token of [B, T, H, d], [T, B, H, length, d], and what the next needs.
-
-    Args:
-        before: rows of the tokens before the stretch [B, H, C, d].
-        blank: whether what lies before the sequence is zero instead of its first row.
-    """
-    rows = x if before is None else torch.cat([before.transpose(1, 2), x], dim=1)
-    known = rows.shape[1] - x.shape[1]
-    missing = length - 1 - known
-    first = rows[:, :1].expand(-1, missing, -1, -1)
-    padded = torch.cat([torch.zeros_like(first) if blank else first, rows], dim=1)
-    after = padded[:, max(missing, x.shape[1]) :].transpose(1, 2)
-    return padded.unfold(1, length, 1).permute(1, 0, 2, 4, 3), after

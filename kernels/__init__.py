@@ -14,6 +14,7 @@ if not __name__.startswith("archspec."):
 _FAMILIES = {
     "delta_rule": "delta",
     "delta_rule_step": "delta",
+    "joint_delta_rule": "delta",
     "dplr_rule": "dplr",
     "dplr_rule_step": "dplr",
     "MomentumDeltaState": "momentum_delta",

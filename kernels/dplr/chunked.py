@@ -25,13 +25,12 @@ def run_engine(
     g: Tensor | None,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Call ``chunk_recurrence`` for tensors in the boundary's layout [B, T, HV, ...].
+    """Call ``chunk_recurrence`` for tensors in the boundary's layout [B, T, HV, ...], R rows a token after HV.
 
     Returns:
         o [B, T, HV, V] in v's dtype and the last state [B, HV, K, V].
     """
-    B, _, HV, V = v.shape
-    K = q.shape[-1]
+    (B, _, HV), V, K = v.shape[:3], v.shape[-1], q.shape[-1]
     dtype = state_dtype(v)
     if initial_state is None:
         state = torch.zeros(B * HV, K, V, dtype=dtype, device=v.device)

@@ -75,28 +75,30 @@ class ChunkDecay:
         return x if self.sums is None else x * self.enter
 
     def apply_enter_before(self, x: Tensor) -> Tensor:
-        """Return x [M, N, C, K] as seen from the chunk's start, before each token's decay."""
-        return x if self.sums is None else x * self.enter_before
+        """Return r kinds of x [M, N, r, C, K] as seen from the chunk's start, before each token's decay."""
+        return x if self.sums is None else x * self.enter_before[:, :, None]
 
     def apply_leave(self, x: Tensor) -> Tensor:
-        """Return x [M, N, C, K] as seen from the chunk's end."""
-        return x if self.sums is None else x * self.leave
+        """Return w kinds of x [M, N, w, C, K] as seen from the chunk's end."""
+        return x if self.sums is None else x * self.leave[:, :, None]
 
     def products(self, before: Tensor, after: Tensor, writes: Tensor) -> Tensor:
-        """Return the decayed products of two kinds of reads with w kinds of writes.
+        """Return the decayed products of r + 1 kinds of reads with w kinds of writes.
 
         Args:
-            before: reads made before the token's own decay and write [M, N, C, K]; pair with j < i.
+            before: reads made before the token's own decay and write [M, N, r, C, K]; pair with j < i.
             after: reads made after them [M, N, C, K]; pair with j <= i.
             writes: [M, N, w, C, K].
 
         Returns:
-            [M, N, 2, w, C, C], lower triangular, strictly so in the first kind.
+            [M, N, r + 1, w, C, C], lower triangular, strictly so in all kinds but the last.
         """
         if self.sums is not None and self.sums.shape[-1] != 1:
             return self._channel_products(self.sums, before, after, writes)
-        reads = torch.stack([before, after], dim=2)[:, :, :, None]  # [M, N, 2, 1, C, K]
-        return (reads @ writes[:, :, None].transpose(-1, -2)) * self._masks(writes)
+        reads = torch.cat([before, after[:, :, None]], dim=2)[:, :, :, None]  # [M, N, r + 1, 1, C, K]
+        masks = self._masks(writes)  # [M, N, 2, 1, C, C], or without the axes M and N
+        masks = torch.cat([masks[..., :1, :, :, :]] * before.shape[2] + [masks[..., 1:, :, :, :]], dim=-4)
+        return (reads @ writes[:, :, None].transpose(-1, -2)) * masks
 
     def _masks(self, writes: Tensor) -> Tensor:
         """Return exp(G_i - g_i - G_j) for j < i and exp(G_i - G_j) for j <= i, zero elsewhere [M, N, 2, 1, C, C]."""
@@ -111,8 +113,9 @@ class ChunkDecay:
 
     def _channel_products(self, sums: Tensor, before: Tensor, after: Tensor, writes: Tensor) -> Tensor:
         own = (after[:, :, None] * writes).sum(-1)  # [M, N, w, C]: a token reads its own write undecayed
-        own = torch.stack([torch.zeros_like(own), own], dim=2)
-        reads = torch.stack([before, after * self.own], dim=2)  # [M, N, 2, C, K], both as before the token's decay
+        own = torch.stack([torch.zeros_like(own)] * before.shape[2] + [own], dim=2)
+        late = (after * self.own)[:, :, None]
+        reads = torch.cat([before, late], dim=2)  # [M, N, r + 1, C, K], all as before the token's decay
         return channel_products(reads, writes, own, decay_factors(self.sums_before, sums, self.dtype))
 
 

@@ -13,6 +13,9 @@ the decayed product of x's rows with y's columns (decay.py), restricted to earli
 chunk is an affine map of its start state: the maps of all chunks are computed together, the states follow by one
 small product a chunk, and the outputs are again computed together. When one key erases and writes (b = k),
 u_t = v_t - a_t^T S_{t-1} absorbs V and half of the products disappear.
+
+A token may bring R such terms that do not see each other, sum over r of b_tr (v_tr - a_tr^T S_{t-1})^T. Products pair
+reads with earlier tokens only, so the same formulas hold with R rows a token, their system block-triangular.
 """
 
 from __future__ import annotations
@@ -57,16 +60,17 @@ def chunk_recurrence(
 
     Args:
         q, a, b, k: [M, T, K], M independent sequences; ``k=None`` stands for k = b.
-        v: [M, T, V].
+        v: [M, T, V]. With R terms a token a and b are [M, T, R, K], v is [M, T, R, V] and k None.
         g: log decays [M, T, 1] or [M, T, K], or None.
         state: S_0 [M, K, V]; its dtype (fp32 or fp64) is the dtype of the computation.
-        longest_chunk: C at most (rounded up to a power of two for channel decays); by default what is fastest.
+        longest_chunk: C at most (rounded up to a power of two for channel decays); by default what is fastest, which
+            has as many rows for any R.
 
     Returns:
         o [M, T, V] and the last state [M, K, V], both in the state's dtype.
     """
     M, T, _ = q.shape
-    longest = default_chunk_length(q.device) if longest_chunk is None else longest_chunk
+    longest = longest_chunk or max(1, default_chunk_length(q.device) // (a.shape[2] if a.ndim == 4 else 1))
     C = chunk_length(T, longest, power_of_two=g is not None and g.shape[-1] != 1)
     dtype = state.dtype
 
@@ -74,15 +78,21 @@ def chunk_recurrence(
         padded = pad(x, (0, 0, 0, -T % C)) if T % C else x
         return padded.reshape(M, -1, C, x.shape[-1])
 
-    q, a, b, v = (split(x.to(dtype)) for x in (q, a, b, v))
+    def kinds(x: Tensor) -> Tensor:
+        rows = x.to(dtype).unsqueeze(2) if x.ndim == 3 else x.to(dtype)
+        cut = split(rows.flatten(2))
+        return cut.view(*cut.shape[:3], *rows.shape[2:]).transpose(2, 3)  # [M, N, R, C, d]
+
+    q = split(q.to(dtype))
     decay = ChunkDecay(None if g is None else split(g), dtype)
     if k is None:
-        reads, outs, transition, written = _shared_key_maps(q, a, b, v, decay)
+        reads, outs, transition, written = _shared_key_maps(q, kinds(a), kinds(b), kinds(v), decay)
     else:
-        reads, outs, transition, written = _separate_key_maps(q, a, b, split(k.to(dtype)), v, decay)
+        a, b, k, v_rows = (split(x.to(dtype)) for x in (a, b, k, v))
+        reads, outs, transition, written = _separate_key_maps(q, a, b, k, v_rows, decay)
     starts, state = _scan(transition, written, state)
     o = torch.baddbmm(outs.flatten(0, 1), reads.flatten(0, 1), starts.flatten(0, 1))
-    return o.view(M, -1, v.shape[-1])[:, :T], state
+    return o.view(M, -1, o.shape[-1])[:, :T], state
 
 
 def _solve(system: Tensor, right_side: Tensor) -> Tensor:
@@ -92,26 +102,34 @@ def _solve(system: Tensor, right_side: Tensor) -> Tensor:
 
 
 def _shared_key_maps(q: Tensor, a: Tensor, b: Tensor, v: Tensor, decay: ChunkDecay) -> tuple[Tensor, ...]:
-    """The affine maps of chunks whose key erases and writes: S_t = Diag(exp g) S + b (v^T - a^T S)."""
+    """The affine maps of chunks whose keys erase and write: S_t = Diag(exp g) S + sum_r b_r (v_r^T - a_r^T S)."""
     K = q.shape[-1]
-    products = decay.products(a, q, b[:, :, None])
-    erase, read = products[:, :, 0, 0], products[:, :, 1, 0]  # [M, N, C, C]
-    solved = _solve(erase, torch.cat([-decay.apply_enter_before(a), v], dim=-1))
+    products = decay.products(a, q, b)  # [M, N, R + 1, R, C, C]
+    erase = products[:, :, :-1].permute(0, 1, 4, 2, 5, 3).flatten(4).flatten(2, 3)  # [M, N, C R, C R]
+    read = products[:, :, -1].permute(0, 1, 3, 4, 2).flatten(3)  # [M, N, C, C R]
+    solved = _solve(erase, _rows(torch.cat([-decay.apply_enter_before(a), v], dim=-1)))
     outs = read @ solved  # [M, N, C, K + V]
-    written = decay.apply_leave(b).transpose(-1, -2) @ solved  # [M, N, K, K + V]
+    written = _rows(decay.apply_leave(b)).transpose(-1, -2) @ solved  # [M, N, K, K + V]
     return _affine(decay.apply_enter(q), outs, written, decay, K)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return [M, N, R, C, d] as rows, the R of a token one after another [M, N, C R, d]."""
+    return x.transpose(2, 3).flatten(2, 3)
 
 
 def _separate_key_maps(q: Tensor, a: Tensor, b: Tensor, k: Tensor, v: Tensor, decay: ChunkDecay) -> tuple[Tensor, ...]:
     """The affine maps of chunks with one key to erase (b) and another to write (k)."""
     K = q.shape[-1]
-    products = decay.products(a, q, torch.stack([b, k], dim=2))
+    keys = torch.stack([b, k], dim=2)  # [M, N, 2, C, K]
+    products = decay.products(a[:, :, None], q, keys)
     (erase, met), (read_erased, read_written) = (products[:, :, kind].unbind(2) for kind in (0, 1))
-    solved = _solve(erase, -torch.cat([decay.apply_enter_before(a), met @ v], dim=-1))
+    entered = decay.apply_enter_before(a[:, :, None])[:, :, 0]
+    solved = _solve(erase, -torch.cat([entered, met @ v], dim=-1))
     direct = torch.cat([torch.zeros_like(a), v], dim=-1)
     outs = torch.cat([read_erased, read_written], dim=-1) @ torch.cat([solved, direct], dim=-2)
-    keys = torch.cat([decay.apply_leave(b), decay.apply_leave(k)], dim=-2)  # [M, N, 2 C, K]
-    written = keys.transpose(-1, -2) @ torch.cat([solved, direct], dim=-2)
+    left = decay.apply_leave(keys).flatten(2, 3)  # [M, N, 2 C, K]
+    written = left.transpose(-1, -2) @ torch.cat([solved, direct], dim=-2)
     return _affine(decay.apply_enter(q), outs, written, decay, K)
 
 
