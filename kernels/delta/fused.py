@@ -34,15 +34,21 @@ from archspec.kernels.delta.cost import (
 from archspec.kernels.delta.gradients_fused import _chunk_states, _delta_gradients
 from archspec.kernels.delta.serial_fused import _delta_backward, _delta_forward
 from archspec.kernels.direct import direct
-from archspec.kernels.linear.call import NO_GATE, ROW_GATE, TOKEN_GATE, Call, make_call, precision
+from archspec.kernels.linear.call import Call, make_call, precision
 from archspec.kernels.linear.channel_gradients_fused import channel_backward
 from archspec.kernels.linear.channels_fused import Prepared, prepare_channels
-from archspec.kernels.linear.cost import next_power_of_two
+from archspec.kernels.linear.cost import NO_GATE, ROW_GATE, TOKEN_GATE, SweepConfig, next_power_of_two
 from archspec.kernels.linear.segments_fused import token_sums
 
 
 def _gate_kind(g: Tensor | None) -> int:
     return NO_GATE if g is None else TOKEN_GATE if g.ndim == 3 else ROW_GATE
+
+
+def _serial_config(call: Call, v: Tensor, g: Tensor | None, *, reverse: bool) -> SweepConfig:
+    return serial_config(
+        call.K, call.V, v.element_size(), _gate_kind(g), call.N * call.HV, call.multiprocessors, reverse=reverse
+    )
 
 
 def _prepared(call: Call, q: Tensor, k: Tensor, g: Tensor | None, cu_seqlens: Tensor | None) -> Prepared | None:
@@ -60,7 +66,7 @@ def _forward_impl(
     core, units = chunk_cores(call, k, beta, _gate_kind(g), sums, made, cu_seqlens)
     final = torch.empty(call.N, call.HV, call.K, call.V, dtype=torch.float32, device=v.device)
     o, errors, writes = torch.empty_like(v), torch.empty_like(v), torch.empty_like(v)
-    config = serial_config(call.K, call.V, v.element_size())
+    config = _serial_config(call, v, g, reverse=False)
     reads, k_read, k_write = (made.q, made.k_read, made.k) if made else (q, k, k)
     _delta_forward[(call.N * call.HV * -(-call.V // config.block),)](
         reads, k_read, k_write, v, beta, sums, made.decay if made else None, core, units,
@@ -80,7 +86,7 @@ def _backward_impl(
     call = make_call(q, v, g, cu_seqlens)
     sums = token_sums(call, g, cu_seqlens)
     made = _prepared(call, q, k, g, cu_seqlens)
-    config = serial_config(call.K, call.V, v.element_size())
+    config = _serial_config(call, v, g, reverse=True)
     blocks = -(-call.V // config.block)
     dv = torch.empty_like(v)
     d_initial = torch.empty(call.N, call.HV, call.K, call.V, dtype=torch.float32, device=v.device)
@@ -105,7 +111,7 @@ def _states(
 ) -> Tensor:  # fmt: skip
     """Return the state that every chunk starts from [slots, HV, K, V], in the inputs' dtype."""
     states = torch.empty(call.slots, call.HV, call.K, call.V, dtype=writes.dtype, device=writes.device)
-    config = states_config(call.K, call.V, writes.element_size())
+    config = states_config(call.K, call.V, writes.element_size(), _gate_kind(g), call.N * call.HV, call.multiprocessors)
     blocks = -(-call.K // config.block) * -(-call.V // config.block)
     _chunk_states[(call.N * call.HV * blocks,)](
         k_write, writes, sums, made.decay if made else None, initial_state, states, cu_seqlens, call.T, call.rows,
@@ -124,24 +130,28 @@ def _key_gradients(
     config = gradients_config(call.K, q.element_size())
     blocks = -(-call.K // config.block)
     # Under a decay per channel the parts of k's gradient are scaled before they add up.
-    dq, dk = torch.empty_like(q), torch.empty_like(k, dtype=torch.float32 if made else k.dtype)
+    # fp16 has no room for factors up to e^-G_C: there the pairs of a decay per channel are taken later.
+    pairs = made is None or q.dtype != torch.float16
+    dq, dk = (torch.empty_like(q, dtype=torch.float32 if made else q.dtype) for _ in range(2))
     dk_write = torch.empty_like(dk) if made else None
     dg = torch.empty(call.slots, call.HV, call.K, dtype=torch.float32, device=q.device) if made else None
     if g is not None and made is None:
         dg = torch.empty(blocks, *g.shape, dtype=torch.float32, device=q.device)
     _delta_gradients[(call.slots * call.HV * blocks,)](
-        q, made.k if made else k, do, writes, dv, None if made else g, sums, made.decay if made else None, states,
-        gradients, dq, dk, dk_write, dg, cu_seqlens, scale, call.N, call.T, call.rows,
-        K=call.K, V=call.V, BK=config.block, BV=config.block, GATE=_gate_kind(g), N_PADDED=next_power_of_two(call.N),
-        PRECISION=precision(q), **call.sizes(), num_warps=config.num_warps, num_stages=config.num_stages,
+        made.q if made else q, made.k if made else k, made.k_read if made else None, do, writes, dv,
+        None if made else g, sums, made.decay if made else None, states, gradients, dq, dk, dk_write, dg, cu_seqlens,
+        scale, call.N, call.T, call.rows, K=call.K, V=call.V, BK=config.block, BV=config.block, GATE=_gate_kind(g),
+        PAIRS=pairs, N_PADDED=next_power_of_two(call.N), PRECISION=precision(q), **call.sizes(),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if dg is None or g is None:
         return dq, dk, torch.empty(0, dtype=torch.float32, device=q.device)
     if made is None or dk_write is None:
         return dq, dk, dg.sum(0) if blocks > 1 else dg[0]
     return channel_backward(
-        call, q, k, writes, do, g, made.decay, dq, dk_write, dg, cu_seqlens, scale, erased=dv, read_cross=dk
-    )
+        call, q, k, writes, do, g, made.decay, dq, dk_write, dg, cu_seqlens, scale, erased=dv, read_cross=dk,
+        has_pairs=pairs,
+    )  # fmt: skip
 
 
 @torch.library.custom_op("archspec::delta_rule_forward", mutates_args=())

@@ -23,6 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from archspec.kernels.linear.channels_fused import ONE_ANCHOR
 from archspec.kernels.tiles import (
     LOG2E,
     LOWEST_LOG2,
@@ -76,16 +77,17 @@ def _chunk_states(
 
 @triton.jit(do_not_specialize=["T", "N", "total_rows"])
 def _delta_gradients(
-    q, k, do, u, erased, gates, g, decay, states, gradients, dq_out, dk_out, dk_write_out, dg_out, cu_seqlens,
+    q, k, k_read, do, u, erased, gates, g, decay, states, gradients, dq_out, dk_out, dk_write_out, dg_out, cu_seqlens,
     scale, N, T, total_rows,
     HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    GATE: tl.constexpr, PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
+    GATE: tl.constexpr, PAIRS: tl.constexpr, PACKED: tl.constexpr, N_PADDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk and dg [blocks, B, T, HV] of one chunk and block of key channels.
 
-    With a decay per channel, only what crosses the chunk's ends: dq_out and dk_out as readers, dk_write_out as the
-    writer, all of them before q's and k's own decays, and <S_end, dS> per channel in dg_out [slots, HV, K]; k is then
-    the key decayed to the chunk's end.
+    With a decay per channel q, k_read and k are q e^G, k e^G and k e^(G_C - G), and gradients are of these: dq_out
+    and dk_out as readers, dk_write_out as the writer, and <S_end, dS> per channel in dg_out [slots, HV, K]. If PAIRS
+    they have the pairs inside the chunk, brought to the same scale by e^-G_C; a channel whose decay is too strong for
+    that (``ONE_ANCHOR``) leaves its pairs out. Otherwise they have what crosses the chunk's ends.
     """
     BLOCKS: tl.constexpr = (K + BK - 1) // BK
     i_k, slot, i_h = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS // HV, tl.program_id(0) // BLOCKS % HV
@@ -103,7 +105,7 @@ def _delta_gradients(
         dk = tl.zeros([C, BK], tl.float32)
         dk_write = tl.zeros([C, BK], tl.float32)
         shared = tl.zeros([BK], tl.float32)
-        if GATE != 2:
+        if PAIRS:
             pairs = tl.zeros([C, C], tl.float32)
             erased_pairs = tl.zeros([C, C], tl.float32)
         for i_v in range((V + BV - 1) // BV):
@@ -120,20 +122,31 @@ def _delta_gradients(
             dk_write = tl.dot(tile_u, tl.trans(gradient), acc=dk_write, input_precision=PRECISION)
             if GATE != 0:
                 shared += tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 1)
-            if GATE != 2:
+            if PAIRS:
                 pairs = tl.dot(tile_do, tl.trans(tile_u), acc=pairs, input_precision=PRECISION)
                 erased_pairs = tl.dot(tile_erased, tl.trans(tile_u), acc=erased_pairs, input_precision=PRECISION)
         tile_k = load_rows(k + key_offset, row, length, HV * K, cols_k, C, K, EVEN_K)
+        if PAIRS:
+            tile_q = load_rows(q + key_offset, row, length, HV * K, cols_k, C, K, EVEN_K)
         if GATE == 2:
             totals = tl.load(decay + (tl.cast(slot, tl.int64) * HV + i_h) * K + cols_k, mask=cols_k < K, other=0.0)
             shared = shared * tl.exp2(totals) + tl.sum(tile_k * dk_write, 0)
             at = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols_k
             tl.store(dg_out + at, shared, mask=cols_k < K)
+            if PAIRS:
+                tile_k_read = load_rows(k_read + key_offset, row, length, HV * K, cols_k, C, K, EVEN_K)
+                pairs = tl.where(seen_pairs(False, False, C), pairs, 0.0).to(dtype)
+                erased_pairs = tl.where(seen_pairs(False, True, C), erased_pairs, 0.0).to(dtype)
+                unfold = tl.exp2(tl.where(totals > ONE_ANCHOR, -totals, float("-inf")))[None, :]
+                dq += tl.dot(pairs, tile_k, input_precision=PRECISION) * unfold
+                dk += tl.dot(erased_pairs, tile_k, input_precision=PRECISION) * unfold
+                own = tl.dot(tl.trans(pairs), tile_q, input_precision=PRECISION) * scale
+                own -= tl.dot(tl.trans(erased_pairs), tile_k_read, input_precision=PRECISION)
+                dk_write += own * unfold
             store_rows(dq_out + key_offset, dq * scale, row, length, HV * K, cols_k, C, K, EVEN_K)
             store_rows(dk_out + key_offset, -dk, row, length, HV * K, cols_k, C, K, EVEN_K)
             store_rows(dk_write_out + key_offset, dk_write, row, length, HV * K, cols_k, C, K, EVEN_K)
         else:
-            tile_q = load_rows(q + key_offset, row, length, HV * K, cols_k, C, K, EVEN_K)
             if GATE == 1:
                 sums, chunk_total = load_sums(g + i_h * total_rows + start, row, length, C)
                 fall = pair_decay(sums, False, C)

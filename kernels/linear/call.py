@@ -10,9 +10,6 @@ from torch import Tensor
 
 from archspec.kernels.linear.cost import Plan, plan
 
-# How the state decays: not, by a factor a token, or by a factor a chunk along its rows or columns.
-NO_GATE, TOKEN_GATE, ROW_GATE, COLUMN_GATE = 0, 1, 2, 3
-
 
 @dataclass(frozen=True)
 class Call:
@@ -26,6 +23,7 @@ class Call:
     V: int
     N: int
     packed: bool
+    multiprocessors: int
     plan: Plan
 
     @property
@@ -57,8 +55,9 @@ def make_call(q: Tensor, v: Tensor, g: Tensor | None, cu_seqlens: Tensor | None)
     HV, V = v.shape[-2:]
     N = B if cu_seqlens is None else cu_seqlens.numel() - 1
     length = T if cu_seqlens is None else T // N
-    cut = plan(N, length, HV, K, V, q.element_size(), g is not None, _num_multiprocessors(q.device))
-    return Call(B, T, H, HV, K, V, N, cu_seqlens is not None, cut)
+    multiprocessors = _num_multiprocessors(q.device)
+    cut = plan(N, length, HV, K, V, q.element_size(), g is not None, multiprocessors)
+    return Call(B, T, H, HV, K, V, N, cu_seqlens is not None, multiprocessors, cut)
 
 
 def precision(x: Tensor) -> str:

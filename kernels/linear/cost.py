@@ -6,6 +6,10 @@ No autotuning: a run compiles each kernel once. The numbers were measured on one
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+
+# How the state decays: not, by a factor a token, or by a factor a chunk along its rows or columns.
+NO_GATE, TOKEN_GATE, ROW_GATE, COLUMN_GATE = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ def next_power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+@lru_cache
 def padded_dim(dim: int) -> int:
     """Return the tile width for a head dim: a power of two of at least 16, which a matrix product needs."""
     return max(16, next_power_of_two(dim))
@@ -65,6 +70,7 @@ def chunk_length(key_dim: int, value_dim: int, itemsize: int) -> int:
     return 32 if itemsize == 4 and max(padded_dim(key_dim), padded_dim(value_dim)) > 128 else 64
 
 
+@lru_cache
 def sweep_config(rows: int, cols: int, itemsize: int, programs_per_multiprocessor: float = 1.0) -> SweepConfig:
     """Return the tile of the head-serial kernel for a state of rows x cols.
 
@@ -102,6 +108,7 @@ def scaled_config(key_dim: int) -> SweepConfig:
     return SweepConfig(min(32, padded_dim(key_dim)), 4, 2)
 
 
+@lru_cache
 def plan(
     num_sequences: int, length: int, num_heads: int, key_dim: int, value_dim: int,
     itemsize: int, gated: bool, num_multiprocessors: int,

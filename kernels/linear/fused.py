@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 from archspec.kernels.direct import direct
-from archspec.kernels.linear.call import NO_GATE, ROW_GATE, TOKEN_GATE, Call, make_call, precision
+from archspec.kernels.linear.call import Call, make_call, precision
 from archspec.kernels.linear.channel_gradients_fused import channel_backward
 from archspec.kernels.linear.channels_fused import Prepared, empty_channels, prepare_channels
-from archspec.kernels.linear.cost import sweep_config
+from archspec.kernels.linear.cost import NO_GATE, ROW_GATE, TOKEN_GATE, sweep_config
 from archspec.kernels.linear.gates_fused import boundary_shares, carried_shares, token_backward
 from archspec.kernels.linear.segments_fused import segment_starts, token_sums
 from archspec.kernels.linear.sweep_fused import Sums, chunk_sums, launch_sweep, row_sums

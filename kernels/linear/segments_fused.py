@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from archspec.kernels.linear.call import NO_GATE, ROW_GATE, TOKEN_GATE, Call, precision
-from archspec.kernels.linear.cost import next_power_of_two, padded_dim
+from archspec.kernels.linear.call import Call, precision
+from archspec.kernels.linear.cost import NO_GATE, ROW_GATE, TOKEN_GATE, next_power_of_two, padded_dim
 from archspec.kernels.tiles import (
     LOG2E,
     LOWEST_LOG2,

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from archspec.kernels.linear.call import COLUMN_GATE, NO_GATE, ROW_GATE, TOKEN_GATE, Call, precision
+from archspec.kernels.linear.call import Call, precision
 from archspec.kernels.linear.channels_fused import ONE_ANCHOR
-from archspec.kernels.linear.cost import padded_dim, sweep_config
+from archspec.kernels.linear.cost import COLUMN_GATE, NO_GATE, ROW_GATE, TOKEN_GATE, padded_dim, sweep_config
 from archspec.kernels.tiles import (
     first_slot,
     head_and_block,
