@@ -26,7 +26,7 @@ def atlas(x: Tensor, p: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
     decay = sigmoid(gate_input(x, p, "retention/gate", HEADS))[..., None]
     mu = sigmoid(gate_input(x, p, "update/momentum", HEADS))[..., None]
     step = softplus(gate_input(x, p, "update/step_size", HEADS))[..., None]
-    g = sigmoid(gate_input(x, p, "bias/window/weights", HEADS))
+    g = sigmoid(gate_input(x, p, "bias/window/weights", HEADS)) / 8
     w = anchor = started(p, x.shape[0])
     s = {name: torch.zeros_like(w[name]) for name in LAYERS}
     outputs = []

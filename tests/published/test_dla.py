@@ -6,7 +6,7 @@ import pytest
 from torch import Tensor
 
 from .miras import LAYERS, gate_input, kept, memory, projected, read_out, slopes, started
-from .plain import Parameters, hold, sigmoid, silu, softplus
+from .plain import Parameters, hold, sigmoid, silu
 from .test_omeganet import CHUNK, HEADS, NARROW
 
 
@@ -14,7 +14,7 @@ def deep_linear_attention(x: Tensor, p: Parameters) -> tuple[Tensor, dict[str, T
     """W_t = a_t W_{t-1} + eta_t grad <M(W*, k_t), v_t>; o_t = M(W_t, q_t)."""
     q, k, v, state = projected(x, p, HEADS)
     decay = sigmoid(gate_input(x, p, "retention/gate", HEADS))[..., None]
-    step = softplus(gate_input(x, p, "update/step_size", HEADS))[..., None]
+    step = sigmoid(gate_input(x, p, "update/step_size", HEADS))[..., None] / 32
     w = anchor = started(p, x.shape[0])
     outputs = []
     for t in range(x.shape[1]):
