@@ -10,6 +10,7 @@ need the weights to be linear in the steps.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,6 +148,8 @@ def _summed(x: Tensor, steps: int) -> Tensor:
 def _moved(rule: Rule, part: Quantities, name: str, before: Tensor, increments: Tensor) -> Tensor:
     """Return the dual after every token [B, H, C, d_in, d_out]."""
     retention, gates = rule.retention, retained(rule, part, name)
+    if retention.turns:
+        return _turned(retention, gates, before, increments)
     factor = _kept(gates, increments)
     if retention.order == "step_first":
         increments = factor * increments
@@ -158,6 +161,16 @@ def _moved(rule: Rule, part: Quantities, name: str, before: Tensor, increments: 
         before = retention.project(own * before + step)
         duals.append(before)
     return torch.stack(duals, dim=2)
+
+
+def _turned(retention: Any, gates: Mapping[str, Tensor], before: Tensor, increments: Tensor) -> Tensor:
+    """Return the dual after every token where pairs of states are complex numbers that turn."""
+    factor, received = retention.factors(gates)
+    steps = retention.to_complex(increments)
+    steps = steps if received is None else received * steps
+    steps = factor * steps if retention.order == "step_first" else steps
+    duals: Tensor = retention.to_real(_scanned(factor, steps, retention.to_complex(before)))
+    return duals
 
 
 def _line(rule: Rule, part: Quantities, name: str, apart: Tensor, duals: Tensor) -> Tensor:

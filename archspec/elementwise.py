@@ -10,6 +10,7 @@ from torch import Tensor
 
 from archspec.blocks.rule import MemoryState, Quantities, initial_state
 from archspec.kernels.scan import diagonal_scan, diagonal_scan_step
+from archspec.layouts import reading_before
 from archspec.rule import Rule
 
 MIN_PIECE, PIECE_SCALARS = 16, 1 << 17
@@ -22,6 +23,10 @@ def scan(
 
     That step erases each entry by e k^2, e = eta / (1 + eta k . k), which its factor takes up: a (1 - e k^2).
     """
+    return reading_before(rule, quantities, state, backend, _scan)
+
+
+def _scan(rule: Rule, quantities: Quantities, state: MemoryState | None, backend: str) -> tuple[Tensor, MemoryState]:
     start = initial_state(rule, quantities) if state is None else state
     dtype = quantities.state_dtype
     query, key = (x.to(dtype)[..., None] for x in (quantities.query, quantities.key))  # [B, T, H, K, 1]
@@ -67,19 +72,14 @@ class _Pairs:
 
     def __init__(self, retention: Any, gates: Mapping[str, Tensor]) -> None:
         self.retention = retention
-        self.factor, self.received = retention.factors(gates)
-        if retention.discretization == "bilinear":
-            self.decay, self.phase = self.factor.abs().log(), self.factor.angle()
-        else:
-            # Given as logarithms: a decay so strong that it underflows has none to take back.
-            self.decay, self.phase = retention.exponents(gates["gate"], gates["phase"])
+        self.decay, self.phase, self.received = retention.polar(gates)
 
     def written(self, x: Tensor, tokens: slice, order: str) -> Tensor:
         """Return what some tokens add, as complex numbers."""
         found: Tensor = self.retention.to_complex(x)
         if self.received is not None:
             found = found * _at(self.received, tokens)
-        return found * _at(self.factor, tokens) if order == "step_first" else found
+        return found * _at(torch.polar(self.decay.exp(), self.phase), tokens) if order == "step_first" else found
 
 
 def _first(phase: Tensor | None) -> Tensor | None:

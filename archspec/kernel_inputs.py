@@ -26,12 +26,11 @@ def decodes(quantities: Quantities) -> bool:
 
 def decay(rule: Rule, quantities: Quantities) -> Tensor | None:
     """Return log(alpha) as kernels take it: [H] constant, [B, T, H] per head, [B, T, H, K] per key channel."""
-    gate = rule.retention.decay_gate
-    if gate is None:
+    if rule.retention.decay_gate is None:
         return None
     log_alpha = quantities.gates["retention.gate"]
     batch, length = quantities.query.shape[:2]
-    if rule.granularity(gate) == "head":
+    if log_alpha.shape[-2:] == (1, 1):
         narrow = log_alpha[..., 0, 0]
         return narrow[0, 0] if narrow.shape[:2] == (1, 1) else narrow.expand(batch, length, -1)
     return log_alpha[..., 0].expand(batch, length, -1, -1)

@@ -8,7 +8,7 @@ is without a way to run: the last family is the token-by-token recurrence itself
 | softmax | the tokens themselves | tiled attention |
 | linear | S = Diag(a) S + k v^T | chunkwise, one masked product a chunk |
 | delta | S = (I - b k k^T) Diag(a) S + b k v^T | chunkwise, one triangular solve a chunk (WY) |
-|  | ... under a short window, S - sum of b_i k_i (k_i^T S - v_i)^T | the same, triangular in blocks |
+|  | ... summed over a short window; with gates per value; with turning pairs | the same, in another layout |
 | momentum_delta | the same under momentum, S_t = a S_{t-1} + P_t | chunkwise, one triangular solve a chunk |
 | scan | S = a o S + x, entry by entry | associative scan |
 | solve | H and S as linear attention, o = S^T H^-1 q | conjugate gradients over chunks |
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from archspec.composition import inside
+from archspec.families import gates_of
 from archspec.loading import dotted
 from archspec.refusals import (
     not_anchored,
@@ -203,7 +204,10 @@ def _triton_delta(rule: Rule, device: str) -> str:
         or rule.bias.window is not None
         or rule.bias.read_key is not None
         or rule.retention.order != "decay_first"
-        or rule.granularity(update.step_size) == "key"
+        or getattr(rule.retention, "gain", None) is not None
+        or getattr(rule.retention, "discretization", "exact") != "exact"
+        or not {rule.granularity(gate) for _, gate in gates_of(rule.retention)} <= {"head", "key"}
+        or rule.granularity(update.step_size) != "head"
     )
     fits = max(rule.dims.key_dim, rule.dims.value_dim) <= MAX_TRITON_DIM
     return "triton" if device == "cuda" and fits and not other else "torch"

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from archspec import kernel_inputs
+from archspec import kernel_inputs, layouts
 from archspec.blocks.rule import MemoryState, Quantities, initial_state
 from archspec.families import Gate
-from archspec.kernels.delta import delta_rule, delta_rule_step, joint_delta_rule
+from archspec.kernels.delta import column_delta_rule, delta_rule, delta_rule_step, joint_delta_rule
 from archspec.kernels.linear import linear_attention, linear_attention_step
 from archspec.kernels.momentum_delta import MomentumDeltaState, momentum_delta_rule, momentum_delta_rule_step
 from archspec.rule import Rule
 from archspec.windows import window_rows
+
+OF_COLUMNS = ("retention.gate", "update.step_size", "update.write_size")
+"""Gates that make columns of a matrix rules of their own where they vary over value channels."""
 
 
 def linear(
@@ -72,44 +74,29 @@ def linear(
 def delta(
     rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
 ) -> tuple[Tensor, MemoryState]:
-    """S_t = A S_{t-1} - b e (p^T S) + w k v^T, with the rule's order of decay and step; A may turn pairs of keys.
-
-    With turns R_t the state Z_t = (R_t ... R_1)^T S_t follows the same rule without them, for keys and queries that
-    are turned back by as much: turns of a pair commute with each other and with a decay of the pair.
-    """
-    if not rule.retention.turns:
-        return _delta(rule, quantities, state, position, backend)
-    angle = quantities.gates["retention.phase"][..., 0].cumsum(1)  # [B or 1, T or 1, H, 1 or K]
-    if angle.shape[1] != quantities.query.shape[1]:
-        angle = angle * torch.arange(1, quantities.query.shape[1] + 1, device=angle.device)[:, None, None]
-    angle = angle.chunk(2, dim=-1)[0] if angle.shape[-1] > 1 else angle
-    by_step = angle.repeat_interleave(quantities.steps, dim=1) if quantities.steps > 1 else angle
-    read_key = quantities.read_key
-    turned = replace(
-        quantities,
-        query=_turned(quantities.query, -angle, -1),
-        key=_turned(quantities.key, -by_step, -1),
-        read_key=None if read_key is None else _turned(read_key, -by_step, -1),
-    )
-    read, after = _delta(rule, turned, state, position, backend)
-    return read, {"dual.w": _turned(after["dual.w"], angle[:, -1, :, :, None], -2)}
+    """S_t = A S_{t-1} - b e (p^T S) + w k v^T, with the rule's order of decay and step; A may turn pairs."""
+    quantities = replace(quantities, gates={**quantities.gates, "update.step_size": _step_size(rule, quantities)})
+    return layouts.reading_before(rule, quantities, state, backend, _turned_delta)
 
 
-def _turned(x: Tensor, angle: Tensor, axis: int) -> Tensor:
-    """Return x with channel i and channel i + half of an axis, as a complex number, times e^(i angle)."""
-    real, imaginary = x.to(angle.dtype).chunk(2, dim=axis)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=axis).to(x.dtype)
-
-
-def _delta(
-    rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
+def _turned_delta(
+    rule: Rule, quantities: Quantities, state: MemoryState | None, backend: str
 ) -> tuple[Tensor, MemoryState]:
+    if not rule.retention.turns:
+        return _delta(rule, quantities, state, backend)
+    of_keys = getattr(rule.retention, "pairs", "key") == "key"
+    turned = layouts.with_turned_keys if of_keys else layouts.with_turned_values
+    return turned(rule, quantities, state, backend, _delta)
+
+
+def _delta(rule: Rule, quantities: Quantities, state: MemoryState | None, backend: str) -> tuple[Tensor, MemoryState]:
     start = initial_state(rule, quantities) if state is None else state
     if rule.bias.window is not None:
         return _windowed_delta(rule, quantities, start, backend)
+    if any(gate.shape[-1] > 1 for path, gate in quantities.gates.items() if path in OF_COLUMNS):
+        return _column_delta(rule, quantities, start, backend)
     key = quantities.key
-    beta = kernel_inputs.strength(_delta_step(rule, quantities), key)
+    beta = kernel_inputs.strength(quantities.gates["update.step_size"], key)
     write = quantities.gates.get("update.write_size")
     options: dict[str, Any] = {
         "write_beta": None if write is None else kernel_inputs.strength(write, key),
@@ -156,6 +143,32 @@ def _delta(
     return read if scale else kernel_inputs.finished(rule, read, quantities), {"dual.w": dual}
 
 
+def _column_delta(rule: Rule, quantities: Quantities, start: MemoryState, backend: str) -> tuple[Tensor, MemoryState]:
+    """The delta rule with gates of value channels: every column of the matrix decays and steps by itself."""
+    query, steps, rows = quantities.query, quantities.steps, quantities.key.shape[:2]
+    gates = {path: quantities.gates[path].squeeze(-2) for path in OF_COLUMNS if path in quantities.gates}
+    decay, write = gates.get("retention.gate"), gates.get("update.write_size")  # [.., H, 1 or V]
+    decay = None if decay is None else decay.expand(*query.shape[:2], -1, -1)
+    if steps > 1:
+        query, decay = _spread(query, decay, steps, rule.retention.order)
+    read, final = column_delta_rule(
+        query,
+        quantities.key,
+        quantities.value,
+        gates["update.step_size"].expand(*rows, -1, -1),
+        decay,
+        scale=1.0,
+        initial_state=start["dual.w"],
+        output_final_state=True,
+        backend=backend,
+        write_beta=None if write is None else write.expand(*rows, -1, -1),
+        read_key=quantities.read_key,
+        order=rule.retention.order,
+    )
+    read = kernel_inputs.finished(rule, read[:, steps - 1 :: steps], quantities)
+    return read, {"dual.w": kernel_inputs.kept(final)}
+
+
 def _windowed_delta(rule: Rule, quantities: Quantities, start: MemoryState, backend: str) -> tuple[Tensor, MemoryState]:
     """S_t = A S - eta sum over a token's window of w_i k_i (p_i^T S - v_i)^T: its rows take one step together."""
     rows, after = window_rows(rule, quantities, start)
@@ -182,6 +195,12 @@ def momentum_delta(
     rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
 ) -> tuple[Tensor, MemoryState]:
     """P_t = mu P_{t-1} - b e (p^T S*) + w k v^T and S_t = a S_{t-1} + P_t, with the rule's order of decay and step."""
+    return layouts.reading_before(rule, quantities, state, backend, _momentum_delta)
+
+
+def _momentum_delta(
+    rule: Rule, quantities: Quantities, state: MemoryState | None, backend: str
+) -> tuple[Tensor, MemoryState]:
     start = initial_state(rule, quantities) if state is None else state
     key, write = quantities.key, quantities.gates.get("update.write_size")
     before = MomentumDeltaState(start["dual.w"], start["momentum.w"])
@@ -208,8 +227,8 @@ def momentum_delta(
     return kernel_inputs.finished(rule, read, quantities), {"dual.w": after.weights, "momentum.w": after.momentum}
 
 
-def _delta_step(rule: Rule, quantities: Quantities) -> Tensor:
-    """Return the step size; the implicit rule's is eta / (1 + eta k . k)."""
+def _step_size(rule: Rule, quantities: Quantities) -> Tensor:
+    """Return the step size on the axes of a matrix; the implicit rule's is eta / (1 + eta k . k)."""
     step = quantities.gates["update.step_size"]
     if rule.update.kind != "implicit":
         return step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from archspec.families import gates_of
 from archspec.rule import Rule
 
 MAX_WINDOW = 4
@@ -77,11 +78,27 @@ def not_delta(rule: Rule) -> str | None:
         _is_matrix(rule),
         _residual(rule),
         _delta_steps(rule),
-        _turns_of_keys(rule) if rule.retention.turns else _no_link(rule),
+        _turns(rule) if rule.retention.turns else _no_link(rule),
         _short_window(rule),
-        _axes(rule, decays=("head", "key"), steps=("head", "key")),
-        _reads_after(rule),
+        _one_axis(rule),
     )
+
+
+def _one_axis(rule: Rule) -> str | None:
+    """Gates vary over keys, or over values, whose channels are then columns apart; a window's over keys alone."""
+    gates = {
+        "decay": rule.retention.decay_gate,
+        "step_size": rule.update.step_size,
+        "write_size": rule.update.write_size,
+    }
+    grains = {name: rule.granularity(gate) for name, gate in gates.items() if gate is not None}
+    of_values = [name for name, grain in grains.items() if grain in ("value", "state")]
+    of_keys = [name for name, grain in grains.items() if grain in ("key", "state")]
+    if of_values and of_keys:
+        return f"{of_values[0]} varies over value channels and {of_keys[0]} over key channels"
+    if of_values and (rule.bias.window is not None or rule.bias.erase_key != "key"):
+        return f"{of_values[0]} varies per value, and columns erase and write one key a token"
+    return None
 
 
 def _short_window(rule: Rule) -> str | None:
@@ -91,22 +108,38 @@ def _short_window(rule: Rule) -> str | None:
     return f"the loss sums over {window.length} tokens: as many rows a token cost more than a step a token"
 
 
-def _turns_of_keys(rule: Rule) -> str | None:
-    """Turns of key channels before the step are turns of the keys and queries instead."""
-    retention = rule.retention
+def _turns(rule: Rule) -> str | None:
+    """Turns of pairs are taken into keys and queries, or into values, where the step's strengths allow it."""
+    retention, update = rule.retention, rule.update
     if rule.bias.window is not None:
         return _no_window(rule)
-    if getattr(retention, "pairs", "key") != "key":
-        return "the decay turns pairs of value channels"
-    if getattr(retention, "discretization", "exact") != "exact":
-        return "the decay turns what is written as well"
-    if retention.order != "decay_first":
-        return "the decay turns pairs of states that the step has not"
-    gates = {"phase": getattr(retention, "phase", None), "step_size": rule.update.step_size}
-    for name, gate in {**gates, "write_size": rule.update.write_size}.items():
-        legal = ("head", "key") if name == "phase" else ("head",)
-        if gate is not None and rule.granularity(gate) not in legal:
-            return f"{name} varies per {rule.granularity(gate)}, along which the decay turns pairs"
+    grains = {name: rule.granularity(gate) for name, gate in gates_of(retention)}
+    steps = {
+        name: rule.granularity(size)
+        for name, size in (("step_size", update.step_size), ("write_size", update.write_size))
+        if size is not None
+    }
+    exact = getattr(retention, "discretization", "exact") == "exact"
+    if getattr(retention, "pairs", "key") == "value":
+        if not exact:
+            return "the decay turns what is erased as well"
+        if retention.order == "together":
+            return "the decay turns pairs of values that the step has not"
+        if grains["phase"] in ("key", "state"):
+            return f"phase varies per {grains['phase']}, and pairs of values turn"
+        if grains.get("gain") in ("key", "state"):
+            return f"gain varies per {grains['gain']}, and pairs of values turn"
+        return next((f"{n} varies per {g}, within a pair" for n, g in steps.items() if g in ("value", "state")), None)
+    received = not exact or getattr(retention, "gain", None) is not None
+    turning = [name for name in grains if name != "gate" or received]  # what turns, and turned factors, are made of
+    for name in turning:
+        if grains[name] in ("value", "state"):
+            return f"{name} varies per {grains[name]}, and pairs of keys turn"
+    by_key = received or any(grain in ("key", "state") for grain in steps.values())
+    if by_key and (update.write_size is not None or rule.bias.erase_key != "key"):
+        return "the decay turns keys of which some write and others erase, each with strengths of its own"
+    if rule.bias.erase_key != "key" and retention.order == "together":
+        return "the decay turns pairs of keys between what is read and what is erased"
     return None
 
 
@@ -136,7 +169,6 @@ def not_momentum_delta(rule: Rule) -> str | None:
         _no_link(rule),
         _no_window(rule),
         _axes(rule, decays=("head",), steps=("head", "key")),
-        _reads_after(rule),
     )
 
 
@@ -146,7 +178,6 @@ def not_scan(rule: Rule) -> str | None:
         _mixing_step(rule),
         None if rule.retention.turns else _no_link(rule),
         _no_window(rule),
-        _reads_after(rule),
     )
 
 
@@ -203,9 +234,7 @@ def not_anchored(rule: Rule) -> str | None:
             return "every step of a token decays the weights"
     if anchor is None and not gradient_is_fixed(rule):
         return "every token's gradient is taken at the weights that the token before it left"
-    if anchor is not None and anchor.reduce != "sum":
-        return "the steps since the anchor are averaged"
-    return f"retention {rule.retention.kind} turns pairs of states" if rule.retention.turns else None
+    return "the steps since the anchor are averaged" if anchor is not None and anchor.reduce != "sum" else None
 
 
 def not_sequential(rule: Rule) -> str | None:

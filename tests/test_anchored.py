@@ -20,6 +20,7 @@ MLP = {"kind": "mlp", "expansion": 2, "residual": True, "norm": "post"}
 GD = {"kind": "gradient_descent", "step_size": STEP, "anchor": ANCHOR}
 MOMENTUM = {"kind": "momentum", "step_size": STEP, "momentum": "sigmoid", "anchor": ANCHOR}
 MUON = {"kind": "muon", "step_size": STEP, "momentum": "sigmoid", "iterations": 2, "anchor": ANCHOR}
+TURNS = {"kind": "complex_decay", "gate": {"kind": "sigmoid", "offset": 2}, "phase": {"kind": "tanh", "scale": 2}}
 WINDOW = {"window": {"length": 3, "weights": "sigmoid"}}
 
 CASES: dict[str, dict[str, Any]] = {
@@ -40,6 +41,18 @@ CASES: dict[str, dict[str, Any]] = {
     "lag": {"memory": MLP, "update": {**MOMENTUM, "anchor": {**ANCHOR, "lag": True}}},
     "two strengths": {"update": {**GD, "write_size": "sigmoid"}, "bias": {"kind": "l2", "read_key": {"norm": "l2"}}},
     "per state": {"retention": {"kind": "decay", "gate": "s6"}, "update": MOMENTUM},
+    "turning keys": {
+        "memory": LEARNED,
+        "bias": {"kind": "l2", **WINDOW},
+        "retention": {**TURNS, "discretization": "zoh", "order": "step_first"},
+        "update": MUON,
+    },
+    "turning values": {
+        "bias": "l1",
+        "retention": {**TURNS, "pairs": "value", "discretization": "bilinear", "gain": "sigmoid", "order": "together"},
+        "update": MOMENTUM,
+    },
+    "turning under dot": {"bias": "dot", "retention": TURNS, "update": {**MOMENTUM, "anchor": "token"}},
     "steps under dot": {
         "memory": LEARNED,
         "bias": "dot",

@@ -14,10 +14,15 @@ from archspec.lowering import plan
 from tests.forms import hold_to_the_recurrence
 
 STEP = {"kind": "sigmoid", "scale": 0.2}
+OPEN = {"kind": "sigmoid", "offset": 2}
+ANGLE = {"kind": "tanh", "scale": 2}
 GD = {"kind": "gradient_descent", "step_size": STEP}
+IMPLICIT = {"kind": "implicit", "step_size": STEP}
+MANY = {"kind": "multi_step", "steps": 3, "step_size": STEP}
+TURNS = {"kind": "complex_decay", "gate": OPEN, "phase": ANGLE}
 WINDOW = {"kind": "l2", "window": {"length": 4, "weights": "sigmoid"}}
-DECAY = {"kind": "decay", "gate": {"kind": "sigmoid", "offset": 2}}
-KEY_DECAY = {"kind": "decay", "gate": {"kind": "sigmoid", "offset": 2, "per": "key"}}
+DECAY = {"kind": "decay", "gate": OPEN}
+KEY_DECAY = {"kind": "decay", "gate": {**OPEN, "per": "key"}}
 
 CASES: dict[str, dict[str, Any]] = {
     "window": {"bias": {"kind": "l2", "window": {"length": 3}}, "update": GD},
@@ -29,12 +34,83 @@ CASES: dict[str, dict[str, Any]] = {
         "retention": {**KEY_DECAY, "order": "step_first"},
         "update": {"kind": "gradient_descent", "step_size": {**STEP, "per": "key"}},
     },
+    "read before": {
+        "memory": {"kind": "matrix", "initial": "learned"},
+        "retention": DECAY,
+        "update": IMPLICIT,
+        "readout": {"read": "before"},
+    },
+    "several steps, read before": {
+        "update": {"kind": "multi_step", "steps": 3, "step_size": STEP},
+        "readout": {"read": "before"},
+    },
+    "decay per value": {"retention": {"kind": "decay", "gate": {**OPEN, "per": "value"}}, "update": IMPLICIT},
+    "step per value": {"retention": DECAY, "update": {**IMPLICIT, "step_size": {**STEP, "per": "value"}}},
+    "several steps per value": {
+        "retention": {**DECAY, "order": "step_first"},
+        "update": {"kind": "multi_step", "steps": 2, "step_size": {**STEP, "per": "value"}},
+    },
+    "both per value, step first": {
+        "memory": {"kind": "matrix", "initial": "learned"},
+        "bias": {"kind": "l2", "read_key": {"norm": "l2", "scale": "sigmoid"}},
+        "retention": {"kind": "decay", "gate": {**OPEN, "per": "value"}, "order": "step_first"},
+        "update": {**GD, "step_size": {**STEP, "per": "value"}, "write_size": "sigmoid"},
+        "readout": {"read": "before"},
+    },
+    "decay per value, together": {
+        "retention": {"kind": "decay", "gate": {**OPEN, "per": "value"}, "order": "together"},
+        "update": GD,
+    },
+    "turns per key, step per key": {
+        "memory": {"kind": "matrix", "initial": "learned"},
+        "retention": {**TURNS, "phase": {**ANGLE, "per": "key"}, "order": "together"},
+        "update": {**IMPLICIT, "step_size": {**STEP, "per": "key"}},
+    },
+    "turns per key, decay per value": {
+        "retention": {**TURNS, "gate": {**OPEN, "per": "value"}, "phase": {**ANGLE, "per": "key"}},
+        "update": {**IMPLICIT, "step_size": {**STEP, "per": "value"}},
+    },
+    "turns, together": {"retention": {**TURNS, "order": "together"}, "update": IMPLICIT},
+    "turns with a gain": {"retention": {**TURNS, "gain": {"kind": "sigmoid", "per": "key"}}, "update": GD},
+    "turns held": {"retention": {**TURNS, "discretization": "zoh"}, "update": MANY},
+    "turns of two strengths": {
+        "bias": {"kind": "l2", "read_key": {"norm": "l2", "scale": "sigmoid"}, "erase_key": "read_key"},
+        "retention": {**TURNS, "order": "decay_first", "phase": {**ANGLE, "per": "key"}},
+        "update": {**GD, "write_size": "sigmoid"},
+        "readout": {"read": "before"},
+    },
+    "turns halved, step first": {
+        "retention": {
+            **TURNS,
+            "gate": {**OPEN, "per": "key"},
+            "discretization": "bilinear",
+            "gain": "sigmoid",
+            "order": "step_first",
+        },
+        "update": {**MANY, "step_size": {**STEP, "per": "key"}},
+    },
+    "turns of values": {
+        "memory": {"kind": "matrix", "initial": "learned"},
+        "retention": {**TURNS, "pairs": "value", "gain": {"kind": "sigmoid", "per": "value"}},
+        "update": {**GD, "write_size": "sigmoid", "step_size": STEP},
+    },
+    "turns of values, step first": {
+        "retention": {
+            **TURNS,
+            "pairs": "value",
+            "gate": {**OPEN, "per": "value"},
+            "phase": {**ANGLE, "per": "value"},
+            "order": "step_first",
+        },
+        "update": {**MANY, "step_size": {**STEP, "conv": 2}},
+        "readout": {"read": "before"},
+    },
     "window of one": {"bias": {"kind": "l2", "window": {"length": 1, "weights": "sigmoid"}}, "update": GD},
 }
 
 
-def document(name: str) -> dict[str, Any]:
-    mixer = {"num_heads": 2, "key_dim": 4, "value_dim": 6, "qk": {"norm": "l2"}, "memory": "matrix", **CASES[name]}
+def document(choices: dict[str, Any]) -> dict[str, Any]:
+    mixer = {"num_heads": 2, "key_dim": 4, "value_dim": 6, "qk": {"norm": "l2"}, "memory": "matrix", **choices}
     return {"name": "delta", "model_dim": 8, "blocks": {"main": {"mixer": mixer}}, "layout": "main"}
 
 
@@ -46,11 +122,43 @@ def close(found: Tensor | None, wanted: Tensor | None) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("length", "cut", "steps"), [(43, 9, 10), (5, 2, 5)])
 def test_it_is_the_recurrence_whole_split_and_stepped(name: str, length: int, cut: int, steps: int) -> None:
-    mapping = document(name)
+    mapping = document(CASES[name])
     assert plan(load(mapping)).decisions["blocks.main.mixer"].name == "delta/chunkwise/torch"
     hold_to_the_recurrence(mapping, close, length=length, cut=cut, steps=steps)
 
 
+MOMENTUM = {"kind": "momentum", "momentum": "sigmoid", "step_size": STEP}
+MOMENTUM_CASES: dict[str, dict[str, Any]] = {
+    "read before": {"retention": {**DECAY, "order": "together"}, "update": MOMENTUM, "readout": {"read": "before"}},
+}
+
+
+@pytest.mark.parametrize("name", MOMENTUM_CASES)
+def test_momentum_is_the_recurrence_whole_split_and_stepped(name: str) -> None:
+    mapping = document(MOMENTUM_CASES[name])
+    assert plan(load(mapping)).decisions["blocks.main.mixer"].family == "momentum_delta"
+    hold_to_the_recurrence(mapping, close, length=43, cut=9, steps=10)
+
+
+DIAGONAL = {"kind": "implicit", "diagonal": True, "step_size": {**STEP, "per": "value"}}
+SCANS: dict[str, dict[str, Any]] = {
+    "read before": {"retention": {"kind": "decay", "gate": "s6"}, "update": DIAGONAL, "readout": {"read": "before"}},
+    "turns, step first": {
+        "bias": "dot",
+        "retention": {**TURNS, "discretization": "bilinear", "order": "step_first"},
+        "update": GD,
+        "readout": {"read": "before"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_a_scan_is_the_recurrence_whole_split_and_stepped(name: str) -> None:
+    mapping = document(SCANS[name])
+    assert plan(load(mapping)).decisions["blocks.main.mixer"].family == "scan"
+    hold_to_the_recurrence(mapping, close, length=43, cut=9, steps=10)
+
+
 def test_explain_says_how_a_window_runs() -> None:
-    text = str(archspec.explain(load(document("window")), device="cuda"))
+    text = str(archspec.explain(load(document(CASES["window"])), device="cuda"))
     assert "runs as delta / chunkwise on torch: a matrix under l2: the windows of a chunk's tokens solve one" in text

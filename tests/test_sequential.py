@@ -55,7 +55,13 @@ CASES: dict[str, dict[str, Any]] = {
         "update": {**GD, "write_size": "sigmoid", "anchor": {"every": 4, "reduce": "mean"}},
     },
     "turning": {
-        "retention": {"kind": "complex_decay", "gate": "sigmoid", "phase": "tanh", "pairs": "value"},
+        "retention": {
+            "kind": "complex_decay",
+            "gate": "sigmoid",
+            "phase": "tanh",
+            "pairs": "value",
+            "order": "together",
+        },
         "update": {"kind": "implicit", "step_size": STEP},
     },
 }

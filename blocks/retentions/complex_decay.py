@@ -100,6 +100,14 @@ class ComplexDecay(Retention, kind="complex_decay"):
             return factor, written
         return factor, gain * torch.ones_like(a) if written is None else gain * written
 
+    def polar(self, gates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return log |lambda| and the angle of lambda of every pair, and b as ``factors`` does."""
+        factor, written = self.factors(gates)
+        if self.discretization == "bilinear":
+            return factor.abs().log(), factor.angle(), written
+        # Given as logarithms: a decay so strong that it underflows has none to take back.
+        return *self.exponents(gates["gate"], gates["phase"]), written
+
     def exponents(self, log_decay: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
         """Return the real and imaginary part of a for every pair, of one shape."""
         import torch

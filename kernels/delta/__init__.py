@@ -2,7 +2,7 @@
 
 Covers DeltaNet, Gated DeltaNet (a scalar decay per token), KDA (a decay per key channel), Comba (a read key of its
 own), RWKV-7 (read and erase keys, a strength per key channel) and, on an interleaved sequence, DeltaProduct; and,
-as ``joint_delta_rule``, a loss over a window of tokens.
+as ``joint_delta_rule``, a loss over a window of tokens, and, as ``column_delta_rule``, gates of value channels.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from archspec.errors import UnsupportedError, unknown
 from archspec.kernels.backend import check_cu_seqlens, check_floating, check_shape, default_scale, resolve_backend
 from archspec.kernels.delta.checks import check_keys
 from archspec.kernels.delta.chunked import delta_rule_chunked
+from archspec.kernels.delta.columns import column_delta_rule
 from archspec.kernels.delta.inputs import DeltaInputs, Order
 from archspec.kernels.delta.joint import joint_delta_rule
 from archspec.kernels.delta.reference import delta_rule_reference
 from archspec.kernels.delta.step import delta_rule_step
 from archspec.kernels.dplr.inputs import expand_gate, run_sequences
 
-__all__ = ["delta_rule", "delta_rule_step", "joint_delta_rule"]
+__all__ = ["column_delta_rule", "delta_rule", "delta_rule_step", "joint_delta_rule"]
 
 _OP = "delta_rule"
 
