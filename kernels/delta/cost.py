@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from archspec.kernels.linear.cost import NO_GATE, SweepConfig, padded_dim
+from archspec.kernels.linear.cost import NO_GATE, ROW_GATE, SweepConfig, padded_dim
 
 
 def needs_wide_products(key_dim: int, dtype: torch.dtype) -> bool:
@@ -59,7 +59,7 @@ _FORWARD = (
     (_serial(64, 4, 2, 1, 4.90, 4.02), _serial(32, 4, 3, 1, 2.80, 2.74), _serial(16, 4, 3, 1, 2.31, 2.35)),
 )
 _BACKWARD = (
-    (_serial(32, 4, 2, 2, 4.24, 3.05), _serial(16, 4, 3, 1, 2.04, 2.12)),
+    (_serial(32, 4, 2, 2, 4.24, 3.05), _serial(32, 4, 3, 1, 3.25, 3.05), _serial(16, 4, 3, 1, 2.04, 2.12)),
     (_serial(32, 4, 2, 2, 5.62, 4.53), _serial(16, 4, 4, 1, 2.92, 2.83)),
     (_serial(64, 8, 2, 1, 5.46, 4.86), _serial(32, 8, 3, 1, 3.22, 3.11), _serial(16, 4, 3, 1, 2.32, 2.28)),
 )
@@ -83,8 +83,11 @@ def serial_config(
     if itemsize == 4:
         return SweepConfig(32, 4, 1)
     if padded_rows(key_dim) > 128:
-        # On Triton 3.6, 16-bit programs of 32 columns without pipelining read out of bounds, also for fewer rows.
-        return SweepConfig(64, 8, 1)
+        # Three key tiles of two stages do not fit. On Triton 3.6, 16-bit programs of 32 columns without pipelining read
+        # out of bounds, also for fewer rows.
+        if gate == ROW_GATE:
+            return SweepConfig(64, 8, 1)
+        return SweepConfig(64, 8, 2) if reverse else SweepConfig(32, 4, 2)
     ways = (_BACKWARD if reverse else _FORWARD)[gate]
     return min(ways, key=lambda way: way.time_us(heads, value_dim, multiprocessors)).config
 

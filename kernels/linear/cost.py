@@ -43,13 +43,6 @@ class Plan:
     reason: str
 
 
-LONGEST_GATED_SEGMENT = 1024
-"""Tokens between two pairs of stored states: gate gradients are sums that drift by bf16 rounding in between.
-
-Before the sweeps took the state's lower half too, the drift was 0.004 of their size over 512 tokens, 0.0055 over
-1024 and 0.0075 over 2048 (gates of several strengths, K = V = 64); what is left of it by length was not measured.
-"""
-
 SHORTEST_SEGMENT = 1024
 """Tokens below which the extra pass over k and v costs more than the parallelism gains."""
 
@@ -125,9 +118,12 @@ def plan(
     chunk = chunk_length(key_dim, value_dim, itemsize)
     block = sweep_config(key_dim, value_dim, itemsize).block
     programs = num_sequences * num_heads * -(-padded_dim(value_dim) // block)
-    segments = max(1, min(num_multiprocessors // programs, length // SHORTEST_SEGMENT))
-    reason = f"{programs} programs on {num_multiprocessors} multiprocessors: {segments} segments of {length} tokens"
-    if gated and segments < -(-length // LONGEST_GATED_SEGMENT):
-        segments = -(-length // LONGEST_GATED_SEGMENT)
-        reason = f"gate gradients want segments of at most {LONGEST_GATED_SEGMENT} tokens"
-    return Plan(chunk, segments, programs * segments / num_multiprocessors, reason)
+    # Sweeps that also sum gate gradients wait for more loads: two programs hide each other's.
+    wanted = 2 if gated else 1
+    segments = max(1, min(wanted * num_multiprocessors // programs, length // SHORTEST_SEGMENT))
+    load = programs * segments / num_multiprocessors
+    reason = (
+        f"{programs} programs, wanted {wanted} on each of {num_multiprocessors} multiprocessors: {segments} segments "
+        f"of {-(-length // segments)} tokens"
+    )
+    return Plan(chunk, segments, load, reason)

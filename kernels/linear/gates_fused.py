@@ -56,11 +56,30 @@ def _read_boundaries(boundaries, i_s, i_nh, num_heads, rows_y, DY: tl.constexpr)
     return start, tl.load(boundaries + tl.cast(num_heads, tl.int64) * DY + at, mask=keep, other=0.0)
 
 
+@triton.jit
+def _group_rows(chunk, end, GROUP: tl.constexpr, C: tl.constexpr):
+    """Rows [GROUP, C] of the chunks from ``chunk`` on, and which of them are before ``end``."""
+    rows = (chunk + tl.arange(0, GROUP)[:, None]) * C + tl.arange(0, C)[None, :]
+    return rows, rows < end
+
+
+@triton.jit
+def _row_sums(
+    q_sums, k_sums, i_h, rows, keep, part, HV: tl.constexpr, BLOCKS: tl.constexpr, total_rows
+):  # fmt: skip
+    """What the sweeps for dq and dk left of some rows, q's less k's: in all (part 0) or through the state (1)."""
+    found = tl.zeros(rows.shape, tl.float32)
+    for block in range(BLOCKS):
+        at = ((tl.cast(part, tl.int64) * BLOCKS + block) * HV + i_h) * total_rows + rows
+        found += tl.load(q_sums + at, mask=keep, other=0.0) - tl.load(k_sums + at, mask=keep, other=0.0)
+    return found
+
+
 @triton.jit(do_not_specialize=[*_RUNTIME, "total_rows"])
 def _token_gate_gradient(
     g, dg, boundaries, q_sums, k_sums, cu_seqlens, T, num_segments, total_rows,
     HV: tl.constexpr, DY: tl.constexpr, BK: tl.constexpr, BLOCKS: tl.constexpr, C: tl.constexpr,
-    PACKED: tl.constexpr,
+    GROUP: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """dg of a segment from the row sums that the sweeps for dq and dk left, and D at its two ends.
 
@@ -74,30 +93,25 @@ def _token_gate_gradient(
     first, last = segment_chunks(length, i_s, num_segments, C)
     at_start, at_end = _read_boundaries(boundaries, i_s, i_nh, num_heads, tl.arange(0, BK), DY)
     carried = tl.sum(at_end, 0)
-    rows = tl.arange(0, C)
-    cross = tl.cast(BLOCKS * HV, tl.int64) * total_rows
-    missed = tl.zeros([C], tl.float32)
-    for chunk in range(first, last):
-        keep = rows < length - chunk * C
-        for block in range(BLOCKS):
-            at = cross + (tl.cast(block, tl.int64) * HV + i_h) * total_rows + start + chunk * C + rows
-            missed += tl.load(q_sums + at, mask=keep, other=0.0) - tl.load(k_sums + at, mask=keep, other=0.0)
-    correction = (tl.sum(at_start, 0) - carried - tl.sum(missed, 0)) / tl.maximum(last - first, 1)
-    for step in range(last - first):
-        row = (last - 1 - step) * C
-        keep = rows < length - row
-        share = tl.zeros([C], tl.float32)
-        crossing = tl.zeros([C], tl.float32)
-        for block in range(BLOCKS):
-            at = (tl.cast(block, tl.int64) * HV + i_h) * total_rows + start + row + rows
-            share += tl.load(q_sums + at, mask=keep, other=0.0) - tl.load(k_sums + at, mask=keep, other=0.0)
-            at += cross
-            crossing += tl.load(q_sums + at, mask=keep, other=0.0) - tl.load(k_sums + at, mask=keep, other=0.0)
-        at = (start + row + rows) * HV + i_h
+    end = tl.minimum(length, last * C)
+    groups = tl.cdiv(last - first, GROUP)
+    missed = 0.0
+    for group in range(groups):
+        rows, keep = _group_rows(first + group * GROUP, end, GROUP, C)
+        missed += tl.sum(tl.sum(_row_sums(q_sums, k_sums, i_h, start + rows, keep, 1, HV, BLOCKS, total_rows), 1), 0)
+    correction = (tl.sum(at_start, 0) - carried - missed) / tl.maximum(last - first, 1)
+    for step in range(groups):
+        chunk = first + (groups - 1 - step) * GROUP
+        rows, keep = _group_rows(chunk, end, GROUP, C)
+        share = _row_sums(q_sums, k_sums, i_h, start + rows, keep, 0, HV, BLOCKS, total_rows)
+        crossing = tl.sum(_row_sums(q_sums, k_sums, i_h, start + rows, keep, 1, HV, BLOCKS, total_rows), 1)
+        crossing += tl.where(chunk + tl.arange(0, GROUP) < last, correction, 0.0)
+        later = carried + tl.sum(crossing, 0) - tl.cumsum(crossing, 0)
+        at = (start + rows) * HV + i_h
         gate = tl.load(g + at, mask=keep, other=0.0).to(tl.float32) * LOG2E
-        after = carried + tl.sum(share, 0) - tl.cumsum(share, 0) + share
+        after = later[:, None] + tl.sum(share, 1)[:, None] - tl.cumsum(share, 1) + share
         tl.store(dg + at, tl.where(gate > LOWEST_LOG2, after, 0.0), mask=keep)
-        carried += tl.sum(crossing, 0) + correction
+        carried += tl.sum(crossing, 0)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -147,7 +161,7 @@ def token_backward(
     dg = torch.empty_like(g, dtype=torch.float32)
     _token_gate_gradient[(call.N * call.HV, call.plan.num_segments)](
         g, dg, boundaries, sums_q.out, sums_k.out, cu_seqlens, call.T, call.plan.num_segments, call.rows,
-        DY=call.K, BK=padded_dim(call.K), BLOCKS=sums_q.out.shape[1], **call.sizes(), num_warps=2,
+        DY=call.K, BK=padded_dim(call.K), BLOCKS=sums_q.out.shape[1], GROUP=16, **call.sizes(), num_warps=4,
     )  # fmt: skip
     return dg
 

@@ -71,6 +71,7 @@ _USUAL = (4, 8192, 16, 16, 128, 128)
 _LONG = (1, 16384, 16, 16, 128, 128)
 _WIDE = (8, 2048, 32, 32, 256, 256)
 _MODEL = (16, 2048, 8, 8, 128, 128)
+_WAYS = ("forward", "backward")
 _DECODED = (64, 1, 8, 8, 128, 128)
 CASES = (
     *(Case("linear", "bfloat16", "none", _USUAL, f"_sweep#{n}") for n in range(4)),
@@ -91,7 +92,9 @@ CASES = (
     Case("linear", "float32", "none", _WIDE, "_sweep#0"),
     Case("linear", "float32", "key", _WIDE, "_scaled_gradients#0"),
     Case("delta", "bfloat16", "key", _USUAL, "_prepare_channels#0"),
-    Case("delta", "bfloat16", "key", _USUAL, "_channel_gradients#0"),
+    Case("delta", "bfloat16", "key", _USUAL, "_scaled_gradients#0"),
+    Case("delta", "float16", "key", _USUAL, "_channel_gradients#0"),
+    *(Case("delta", "bfloat16", gate, _LONG, f"_delta_{way}#0") for gate in ("none", "key") for way in _WAYS),
     Case("convolution", "bfloat16", "none", _MODEL, "_conv_forward#0"),
     Case("convolution", "bfloat16", "none", _MODEL, "_conv_slope#0"),
     Case("convolution", "bfloat16", "none", _MODEL, "_conv_backward#0"),

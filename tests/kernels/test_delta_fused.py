@@ -14,6 +14,8 @@ from torch import Tensor
 
 from archspec.errors import UnsupportedError
 from archspec.kernels import delta_rule
+from archspec.kernels.delta import cost
+from archspec.kernels.linear.cost import SweepConfig
 
 Inputs = Callable[..., dict[str, Tensor]]
 Check = Callable[..., None]
@@ -62,6 +64,37 @@ def test_interpreted_without_outputs(random_inputs: Inputs, triton_agrees: Check
     """A scale of zero leaves gradients through the last state alone."""
     inputs = random_inputs(70, (1, 1), (16, 16), "token", torch.float32, "cpu", 1, 1)
     triton_agrees(functools.partial(delta_rule, scale=0.0), inputs)
+
+
+SERIAL = sorted(
+    {
+        (gate, way.config.block, way.config.num_warps, way.config.num_stages)
+        for ways in (cost._FORWARD, cost._BACKWARD)
+        for gate, candidates in zip(("none", "token", "key"), ways, strict=True)
+        for way in candidates
+    }
+)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("gate", "block", "num_warps", "num_stages"), SERIAL)
+def test_on_the_card_serial_tiles(
+    gate: str, block: int, num_warps: int, num_stages: int, random_inputs: Inputs, triton_agrees: Check,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Every tile that the rule chooses between, whatever it would choose here."""
+    from archspec.kernels.delta import fused
+
+    config = SweepConfig(block, num_warps, num_stages)
+    monkeypatch.setattr(fused, "serial_config", lambda *_, **__: config)
+    for dims in ((128, 128), (60, 96)):
+        triton_agrees(delta_rule, random_inputs(300, (2, 2), dims, gate, torch.bfloat16, "cuda", 2, 2))
+
+
+def test_serial_tiles_follow_the_number_of_heads() -> None:
+    """On 132 multiprocessors: narrow tiles for few heads, two programs each for many, and no gap between."""
+    by_heads = [cost.serial_config(128, 128, 2, 0, heads, 132, reverse=False) for heads in (1, 16, 33, 64, 512)]
+    assert [(config.block, config.num_stages) for config in by_heads] == [(16, 3), (16, 3), (32, 3), (32, 2), (32, 2)]
 
 
 UNSERVED = [

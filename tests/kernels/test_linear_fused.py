@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from archspec.kernels import linear_attention, linear_attention_step
+from archspec.kernels.linear import cost
 
 Inputs = Callable[..., dict[str, Tensor]]
 Check = Callable[..., None]
@@ -45,6 +46,33 @@ def check_step(random_inputs: Inputs, gate: str, device: str, dtype: torch.dtype
     assert last is not None
     assert rms_ratio(torch.cat(outputs, 1), wanted) < tolerance
     assert rms_ratio(state, last) < tolerance
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gate", ["none", "token", "key"])
+@pytest.mark.parametrize("lengths", [(530,), (300, 1, 229)], ids=["one sequence", "packed"])
+def test_interpreted_segments(
+    gate: str, lengths: tuple[int, ...], random_inputs: Inputs, triton_agrees: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments that run side by side, as on a card with more multiprocessors than heads."""
+    from archspec.kernels.linear import call
+
+    def in_segments(*sizes: object) -> cost.Plan:
+        return cost.Plan(64, 3, 3.0, "three segments")
+
+    monkeypatch.setattr(call, "plan", in_segments)
+    inputs = random_inputs(sum(lengths), (1, 1), (16, 16), gate, torch.float32, "cpu", len(lengths), 1)
+    bounds = None if len(lengths) == 1 else [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+    triton_agrees(linear_attention, inputs, bounds)
+
+
+def test_segments_fill_the_multiprocessors() -> None:
+    """One program each without gates, two with, and no segment shorter than it pays for."""
+    few, gated, short = (
+        cost.plan(1, length, 16, 128, 128, 2, gated, 132).num_segments
+        for length, gated in ((32_768, False), (32_768, True), (1500, True))
+    )
+    assert (few, gated, short) == (4, 8, 1)
 
 
 @pytest.mark.gpu
