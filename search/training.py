@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from archspec.errors import ArchspecError
 from archspec.search.checkpoint import Checkpoint
 from archspec.search.families import ModelFactory, Split, Tally, Task
+from archspec.search.gradients import Gradients
 from archspec.search.recipe import Recipe
 from archspec.search.training_result import CurvePoint, RunResult, SweepPoint, TrainingResult
 
@@ -39,17 +40,22 @@ class TrialDiverged(ArchspecError):  # noqa: N818 - named for what happened to t
         loss: that loss in nats.
         limit: the largest loss allowed.
         learning_rate: the run's peak rate.
+        cause: where it began, when gradients overflowed before the loss did.
     """
 
-    def __init__(self, step: int, tokens: int, loss: float, limit: float, learning_rate: float) -> None:
+    def __init__(
+        self, step: int, tokens: int, loss: float, limit: float, learning_rate: float, cause: str = ""
+    ) -> None:
         self.step, self.tokens, self.loss, self.limit, self.learning_rate = step, tokens, loss, limit, learning_rate
+        self.cause = cause
+        advice = f"{cause}; bound what that part computes, or lower" if cause else "lower"
         super().__init__(
             f"training diverged at step {step} ({tokens} tokens): loss {loss:.4g} nats, at most {limit:.4g} allowed, "
-            f"at peak learning rate {learning_rate:g}; lower learning_rates or clip_norm"
+            f"at peak learning rate {learning_rate:g}; {advice} learning_rates or clip_norm"
         )
 
-    def __reduce__(self) -> tuple[type[TrialDiverged], tuple[int, int, float, float, float]]:
-        return type(self), (self.step, self.tokens, self.loss, self.limit, self.learning_rate)
+    def __reduce__(self) -> tuple[type[TrialDiverged], tuple[int, int, float, float, float, str]]:
+        return type(self), (self.step, self.tokens, self.loss, self.limit, self.learning_rate, self.cause)
 
 
 @dataclass(frozen=True)
@@ -259,6 +265,7 @@ class _Run:
         self.tokens_per_step = recipe.batch_size * task.sequence_length
         self.device = next(model.parameters()).device
         self.optimizer = recipe.optimizer(model)
+        self.gradients = Gradients(model, remembered=CHECK_EVERY_STEPS + 1)
         self.training_s = 0.0
         self.limit = recipe.divergence_multiple * math.log(task.vocab_size)
         self.best_step = 0
@@ -299,7 +306,7 @@ class _Run:
         total = loss if output.auxiliary_loss is None else loss + output.auxiliary_loss
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.gradients.clip(step, self.recipe.clip_norm)
         self.optimizer.step()
         return loss.detach()
 
@@ -315,7 +322,12 @@ class _Run:
 
     def _diverged(self, step: int, loss: float) -> TrialDiverged:
         tokens = (step + 1) * self.recipe.batch_size * self.task.sequence_length
-        return TrialDiverged(step, tokens, loss, self.limit, self.learning_rate)
+        # A loss that is not finite makes all gradients so: those of the step before tell more. A score taken after
+        # the step itself is lost by the step's own gradients.
+        last = step if math.isfinite(loss) else step - 1
+        place = self.gradients.overflow(last)
+        cause = f"at step {last} the gradient was no longer finite, first of {place}" if place else ""
+        return TrialDiverged(step, tokens, loss, self.limit, self.learning_rate, cause)
 
 
 def _try_rate(
@@ -337,6 +349,7 @@ def _try_rate(
             tokens=diverged.tokens,
             validation=None,
             diverged=(diverged.step, diverged.loss, diverged.limit),
+            cause=diverged.cause,
         )
     return SweepPoint(learning_rate=rate, tokens=run.tokens, validation=run.validation[task.primary])
 
@@ -352,7 +365,7 @@ def _best_rate(sweep: Sequence[SweepPoint], task: Task) -> float:
         return best.learning_rate
     lowest = min(sweep, key=lambda point: point.learning_rate)
     step, loss, limit = lowest.diverged or (0, math.nan, math.nan)
-    raise TrialDiverged(step, lowest.tokens, loss, limit, lowest.learning_rate)
+    raise TrialDiverged(step, lowest.tokens, loss, limit, lowest.learning_rate, lowest.cause)
 
 
 def _reporter(

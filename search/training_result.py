@@ -38,12 +38,13 @@ class RunResult(_Record):
 
 
 class SweepPoint(_Record):
-    """One rate of the sweep: its best validation score, or the (step, loss, limit) at which it diverged."""
+    """One rate of the sweep: its best validation score, or the (step, loss, limit) at which it diverged, and why."""
 
     learning_rate: float
     tokens: int
     validation: float | None
     diverged: tuple[int, float, float] | None = None
+    cause: str = ""
 
 
 class TrainingResult(_Record):
