@@ -89,11 +89,12 @@ def with_turned_keys(
     turns, rows = Turns.of(rule, quantities), quantities.steps
     key, gates = quantities.key, {**quantities.gates, "retention.gate": turns.log_decay}
     step, writer = gates["update.step_size"], key
-    if turns.received is not None or step.shape[-2] > 1:
-        # Strengths of key channels, and what pairs receive, belong to the key before it is turned.
-        writer = key.to(step.dtype) * step.squeeze(-1)
-        writer = _received(writer, turns.received, rows).to(key.dtype)
+    # Strengths of key channels, and what pairs receive, belong to the key before it is turned.
+    if step.shape[-2] > 1:
+        writer = (key.to(step.dtype) * step.squeeze(-1)).to(key.dtype)
         gates["update.step_size"] = torch.ones_like(step[..., :1, :])
+    if turns.received is not None:
+        writer = _received(writer.to(turns.after.dtype), turns.received, rows).to(key.dtype)
     read_key = quantities.read_key
     if read_key is None and (writer is not key or rule.retention.order == "together"):
         read_key = key
@@ -131,10 +132,8 @@ def _turned(x: Tensor, angle: Tensor, rows: int) -> Tensor:
     return _rotated(x, _by_row(angle[..., 0], rows), -1)
 
 
-def _received(x: Tensor, factor: Tensor | None, rows: int) -> Tensor:
+def _received(x: Tensor, factor: Tensor, rows: int) -> Tensor:
     """Return keys [B, S T, H, K] whose pairs are multiplied by a complex factor [B or 1, T or 1, H, 1 or K/2, 1]."""
-    if factor is None:
-        return x
     factor = _by_row(factor.squeeze(-1), rows if factor.shape[1] > 1 else 1)
     real, imaginary = x.chunk(2, dim=-1)
     product = torch.complex(real.contiguous(), imaginary.contiguous()) * factor

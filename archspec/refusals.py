@@ -91,11 +91,14 @@ def _one_axis(rule: Rule) -> str | None:
         "step_size": rule.update.step_size,
         "write_size": rule.update.write_size,
     }
+    if getattr(rule.retention, "pairs", "key") == "value":  # then it is a factor on the strengths
+        gates["gain"] = getattr(rule.retention, "gain", None)
     grains = {name: rule.granularity(gate) for name, gate in gates.items() if gate is not None}
     of_values = [name for name, grain in grains.items() if grain in ("value", "state")]
     of_keys = [name for name, grain in grains.items() if grain in ("key", "state")]
     if of_values and of_keys:
-        return f"{of_values[0]} varies over value channels and {of_keys[0]} over key channels"
+        both = next((name for name in of_values if name in of_keys), None)
+        return f"{of_values[0]} varies per value and {of_keys[0]} per key" if both is None else f"{both} varies per state"
     if of_values and (rule.bias.window is not None or rule.bias.erase_key != "key"):
         return f"{of_values[0]} varies per value, and columns erase and write one key a token"
     return None
@@ -220,6 +223,7 @@ def not_online(rule: Rule) -> str | None:
         _no_window(rule),
         "the anchor lags one token behind" if anchor is not None and anchor.lag else None,
         "the write has a strength of its own" if update.write_size is not None else None,
+        "the error is erased with another key than it is written with" if rule.bias.erase_key != "key" else None,
     )
 
 

@@ -40,6 +40,10 @@ CASES: dict[str, dict[str, Any]] = {
     "orthogonalised dot": {"bias": "dot", "update": {**MUON, "anchor": "token"}},
     "lag": {"memory": MLP, "update": {**MOMENTUM, "anchor": {**ANCHOR, "lag": True}}},
     "two strengths": {"update": {**GD, "write_size": "sigmoid"}, "bias": {"kind": "l2", "read_key": {"norm": "l2"}}},
+    "erased with the read key": {
+        "bias": {"kind": "l2", "read_key": {"norm": "l2", "scale": "sigmoid"}, "erase_key": "read_key"},
+        "update": MOMENTUM,
+    },
     "per state": {"retention": {"kind": "decay", "gate": "s6"}, "update": MOMENTUM},
     "turning keys": {
         "memory": LEARNED,

@@ -73,6 +73,10 @@ CASES: dict[str, dict[str, Any]] = {
     "turns, together": {"retention": {**TURNS, "order": "together"}, "update": IMPLICIT},
     "turns with a gain": {"retention": {**TURNS, "gain": {"kind": "sigmoid", "per": "key"}}, "update": GD},
     "turns held": {"retention": {**TURNS, "discretization": "zoh"}, "update": MANY},
+    "turns received, step per value": {
+        "retention": {**TURNS, "discretization": "bilinear", "order": "together"},
+        "update": {**GD, "step_size": {**STEP, "per": "value"}},
+    },
     "turns of two strengths": {
         "bias": {"kind": "l2", "read_key": {"norm": "l2", "scale": "sigmoid"}, "erase_key": "read_key"},
         "retention": {**TURNS, "order": "decay_first", "phase": {**ANGLE, "per": "key"}},
