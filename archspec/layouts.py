@@ -115,9 +115,9 @@ def with_turned_values(
     """Run a form without turns on values that are turned back, for pairs of value channels; reads turn forth."""
     turns, rows = Turns.of(rule, quantities), quantities.steps
     gates = {**quantities.gates, "retention.gate": turns.log_decay}
-    if turns.received is not None:  # a real gain, alike for both channels of a pair
-        retention: Any = rule.retention
-        gain = _by_row(retention.laid_out(turns.received.real), rows if turns.received.shape[1] > 1 else 1)
+    if "retention.gain" in gates:  # alike for both channels of a pair
+        gain = gates["retention.gain"]
+        gain = _by_row(gain, rows if gain.shape[1] > 1 else 1)
         for name in {"update.step_size", "update.write_size"} & gates.keys():
             gates[name] = gates[name] * gain
     angle = turns.written(rule)[..., 0, :]  # [B or 1, T, H, 1 or V/2]: turns do not vary over keys

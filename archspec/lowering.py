@@ -8,7 +8,7 @@ is without a way to run: the last family is the token-by-token recurrence itself
 | softmax | the tokens themselves | tiled attention |
 | linear | S = Diag(a) S + k v^T | chunkwise, one masked product a chunk |
 | delta | S = (I - b k k^T) Diag(a) S + b k v^T | chunkwise, one triangular solve a chunk (WY) |
-|  | ... summed over a short window; with gates per value; with turning pairs | the same, in another layout |
+|  | ... summed over a window of tokens; with gates per value; with turning pairs | the same, in another layout |
 | momentum_delta | the same under momentum, S_t = a S_{t-1} + P_t | chunkwise, one triangular solve a chunk |
 | scan | S = a o S + x, entry by entry | associative scan |
 | solve | H and S as linear attention, o = S^T H^-1 q | conjugate gradients over chunks |

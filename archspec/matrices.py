@@ -10,11 +10,17 @@ from torch import Tensor
 from archspec import kernel_inputs, layouts
 from archspec.blocks.rule import MemoryState, Quantities, initial_state
 from archspec.families import Gate
-from archspec.kernels.delta import column_delta_rule, delta_rule, delta_rule_step, joint_delta_rule
+from archspec.kernels.delta import (
+    column_delta_rule,
+    delta_rule,
+    delta_rule_step,
+    joint_delta_rule,
+    windowed_delta_rule,
+)
 from archspec.kernels.linear import linear_attention, linear_attention_step
 from archspec.kernels.momentum_delta import MomentumDeltaState, momentum_delta_rule, momentum_delta_rule_step
 from archspec.rule import Rule
-from archspec.windows import window_rows
+from archspec.windows import window_rows, window_tokens
 
 OF_COLUMNS = ("retention.gate", "update.step_size", "update.write_size")
 """Gates that make columns of a matrix rules of their own where they vary over value channels."""
@@ -171,23 +177,41 @@ def _column_delta(rule: Rule, quantities: Quantities, start: MemoryState, backen
 
 def _windowed_delta(rule: Rule, quantities: Quantities, start: MemoryState, backend: str) -> tuple[Tensor, MemoryState]:
     """S_t = A S - eta sum over a token's window of w_i k_i (p_i^T S - v_i)^T: its rows take one step together."""
-    rows, after = window_rows(rule, quantities, start)
-    laid = {name: x.movedim(0, 1) for name, x in rows.items()}  # [B, T, H, R, d]
-    step = quantities.gates["update.step_size"].squeeze(-1)  # [B or 1, T or 1, H, 1 or K]
-    beta = step.to(quantities.state_dtype).unsqueeze(-2) * laid["bias.window.weights"]
-    read, final = joint_delta_rule(
-        quantities.query.to(quantities.state_dtype),
-        laid["key"],
-        laid["value"],
-        beta.squeeze(-1) if beta.shape[-1] == 1 else beta,
-        kernel_inputs.decay(rule, quantities),
-        scale=1.0,
-        initial_state=start["dual.w"],
-        output_final_state=True,
-        backend=backend,
-        read_key=laid.get("read_key"),
-        order=rule.retention.order,
-    )
+    dtype, shape = quantities.state_dtype, quantities.query.shape[:2]
+    step, decay = quantities.gates["update.step_size"].to(dtype)[..., 0], kernel_inputs.decay(rule, quantities)
+    options: dict[str, Any] = {
+        "scale": 1.0,
+        "initial_state": start["dual.w"],
+        "output_final_state": True,
+        "backend": backend,
+        "order": rule.retention.order,
+    }
+    if step.shape[-1] == 1 and (decay is None or decay.ndim < 4):
+        seen, after = window_tokens(rule, quantities, start)
+        read, final = windowed_delta_rule(
+            quantities.query.to(dtype),
+            seen["key"],
+            seen["value"],
+            seen["bias.window.weights"].squeeze(-1),
+            step[..., 0].expand(*shape, -1),
+            None if decay is None else decay.expand(*shape, -1),
+            read_key=seen.get("read_key"),
+            **options,
+        )
+    else:  # strengths and decays of key channels tell the keys of a window apart
+        rows, after = window_rows(rule, quantities, start)
+        laid = {name: x.movedim(0, 1) for name, x in rows.items()}  # [B, T, H, R, d]
+        beta = step[..., None, :] * laid["bias.window.weights"]
+        beta = beta.squeeze(-1) if beta.shape[-1] == 1 else beta
+        read, final = joint_delta_rule(
+            quantities.query.to(dtype),
+            laid["key"],
+            laid["value"],
+            beta,
+            decay,
+            read_key=laid.get("read_key"),
+            **options,
+        )
     return kernel_inputs.finished(rule, read, quantities), {"dual.w": kernel_inputs.kept(final), **after}
 
 

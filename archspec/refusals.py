@@ -5,8 +5,9 @@ from __future__ import annotations
 from archspec.families import gates_of
 from archspec.rule import Rule
 
-MAX_WINDOW = 4
-"""Tokens of a loss's window up to which its rows are worth a triangular system; measured on a CPU."""
+MAX_WINDOW, MAX_WINDOW_PER_KEY = 16, 4
+"""Tokens of a loss's window up to which a triangular system of its rows is worth its cost on a CPU: where windows share
+the products of their keys, and where gates of key channels tell them apart."""
 
 
 def _first(*refusals: str | None) -> str | None:
@@ -93,22 +94,28 @@ def _one_axis(rule: Rule) -> str | None:
     }
     if getattr(rule.retention, "pairs", "key") == "value":  # then it is a factor on the strengths
         gates["gain"] = getattr(rule.retention, "gain", None)
+    if getattr(rule.retention, "discretization", "exact") == "bilinear":  # then magnitudes depend on it
+        gates["phase"] = getattr(rule.retention, "phase", None)
     grains = {name: rule.granularity(gate) for name, gate in gates.items() if gate is not None}
     of_values = [name for name, grain in grains.items() if grain in ("value", "state")]
     of_keys = [name for name, grain in grains.items() if grain in ("key", "state")]
     if of_values and of_keys:
-        both = next((name for name in of_values if name in of_keys), None)
-        return f"{of_values[0]} varies per value and {of_keys[0]} per key" if both is None else f"{both} varies per state"
+        both = [name for name in of_values if name in of_keys]
+        return f"{both[0]} varies per state" if both else f"{of_values[0]} varies per value and {of_keys[0]} per key"
     if of_values and (rule.bias.window is not None or rule.bias.erase_key != "key"):
         return f"{of_values[0]} varies per value, and columns erase and write one key a token"
     return None
 
 
 def _short_window(rule: Rule) -> str | None:
-    window = rule.bias.window
-    if window is None or window.length <= MAX_WINDOW:
+    window, gates = rule.bias.window, (rule.retention.decay_gate, rule.update.step_size)
+    if window is None:
         return None
-    return f"the loss sums over {window.length} tokens: as many rows a token cost more than a step a token"
+    per_key = any(gate is not None and rule.granularity(gate) != "head" for gate in gates)
+    if window.length <= (MAX_WINDOW_PER_KEY if per_key else MAX_WINDOW):
+        return None
+    gates_say = ", with gates per key" if per_key else ""
+    return f"the loss sums over {window.length} tokens{gates_say}: as many rows a token cost more than a step a token"
 
 
 def _turns(rule: Rule) -> str | None:

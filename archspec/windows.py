@@ -1,4 +1,4 @@
-"""A loss's window, gathered: the last tokens of every token of a stretch, side by side."""
+"""A loss's window over a stretch: the tokens it reaches, and each token's own side by side."""
 
 from __future__ import annotations
 
@@ -24,8 +24,22 @@ def window_rows(rule: Rule, quantities: Quantities, state: MemoryState) -> tuple
         state: before the stretch; its ``window.`` entries are read.
 
     Returns:
-        [T, B, H, length, d] by name: ``key``, ``value``, ``read_key`` where there is one, and the bias's gates by path,
-        ``bias.window.weights`` always among them: rows before the first token weigh nothing. And the entries of the
+        [T, B, H, length, d] by name, as ``window_tokens``; and the entries of the state after the stretch.
+    """
+    found, after = window_tokens(rule, quantities, state)
+    length = next(iter(found.values())).shape[1] - quantities.key.shape[1] + 1
+    return {name: x.unfold(1, length, 1).permute(1, 0, 2, 4, 3) for name, x in found.items()}, after
+
+
+def window_tokens(rule: Rule, quantities: Quantities, state: MemoryState) -> tuple[dict[str, Tensor], MemoryState]:
+    """Return the tokens that windows of a stretch reach, and what of them the tokens after the stretch need.
+
+    Args:
+        state: before the stretch; its ``window.`` entries are read.
+
+    Returns:
+        [B, length - 1 + T, H, d] by name: ``key``, ``value``, ``read_key`` where there is one, and the bias's gates by
+        path, ``bias.window.weights`` always among them: tokens that are not there weigh nothing. And the entries of the
         state after the stretch.
     """
     window, dtype = rule.bias.window, quantities.state_dtype
@@ -37,30 +51,28 @@ def window_rows(rule: Rule, quantities: Quantities, state: MemoryState) -> tuple
         for path, gate in quantities.gates.items()
         if path.startswith("bias.") and not path.startswith("bias.read_key.")
     }
-    found, windows = dict[str, Tensor](), MemoryState()
+    found, after = dict[str, Tensor](), MemoryState()
     for name, x in {**window_fields(quantities), **gates}.items():
-        found[name], windows[f"window.{name}"] = _gathered(x.to(dtype), state.get(f"window.{name}"), window.length)
-    # Rows before the first token repeat it, so that no loss is taken where there is none, and weigh nothing.
+        found[name], after[f"window.{name}"] = _continued(x.to(dtype), state.get(f"window.{name}"), window.length)
+    # What stands before the first token repeats it, so that no loss is taken where there is none, and weighs nothing.
     ones = torch.ones_like(quantities.key[..., :1], dtype=dtype)
     known = state.get("window.key")
     before = None if known is None else ones.new_ones(*known.shape[:3], 1)
-    counted, _ = _gathered(ones, before, window.length, blank=True)
+    counted, _ = _continued(ones, before, window.length, blank=True)
     weights = found.get("bias.window.weights")
     found["bias.window.weights"] = counted if weights is None else counted * weights
-    return found, windows
+    return found, after
 
 
-def _gathered(x: Tensor, before: Tensor | None, length: int, *, blank: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the window that ends with every token of [B, T, H, d], [T, B, H, length, d], and what the next needs.
+def _continued(x: Tensor, before: Tensor | None, length: int, *, blank: bool = False) -> tuple[Tensor, Tensor]:
+    """Return [B, T, H, d] with the length - 1 tokens before it, and those that the next stretch needs [B, H, C, d].
 
     Args:
         before: rows of the tokens before the stretch [B, H, C, d].
         blank: whether what lies before the sequence is zero instead of its first row.
     """
     rows = x if before is None else torch.cat([before.transpose(1, 2), x], dim=1)
-    known = rows.shape[1] - x.shape[1]
-    missing = length - 1 - known
+    missing = length - 1 - (rows.shape[1] - x.shape[1])
     first = rows[:, :1].expand(-1, missing, -1, -1)
     padded = torch.cat([torch.zeros_like(first) if blank else first, rows], dim=1)
-    after = padded[:, max(missing, x.shape[1]) :].transpose(1, 2)
-    return padded.unfold(1, length, 1).permute(1, 0, 2, 4, 3), after
+    return padded, padded[:, max(missing, x.shape[1]) :].transpose(1, 2)

@@ -16,6 +16,7 @@ _FAMILIES = {
     "delta_rule_step": "delta",
     "joint_delta_rule": "delta",
     "column_delta_rule": "delta",
+    "windowed_delta_rule": "delta",
     "dplr_rule": "dplr",
     "dplr_rule_step": "dplr",
     "MomentumDeltaState": "momentum_delta",

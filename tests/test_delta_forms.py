@@ -26,6 +26,13 @@ KEY_DECAY = {"kind": "decay", "gate": {**OPEN, "per": "key"}}
 
 CASES: dict[str, dict[str, Any]] = {
     "window": {"bias": {"kind": "l2", "window": {"length": 3}}, "update": GD},
+    "long window": {
+        "memory": {"kind": "matrix", "initial": "learned"},
+        "bias": {"kind": "l2", "window": {"length": 9, "weights": "sigmoid"}, "read_key": {"norm": "l2"}},
+        "retention": {**DECAY, "order": "step_first"},
+        "update": GD,
+        "readout": {"read": "before"},
+    },
     "window, decay first": {"bias": WINDOW, "retention": DECAY, "update": GD},
     "window, together": {"bias": WINDOW, "retention": {**KEY_DECAY, "order": "together"}, "update": GD},
     "window, step first": {
@@ -161,6 +168,16 @@ def test_a_scan_is_the_recurrence_whole_split_and_stepped(name: str) -> None:
     mapping = document(SCANS[name])
     assert plan(load(mapping)).decisions["blocks.main.mixer"].family == "scan"
     hold_to_the_recurrence(mapping, close, length=43, cut=9, steps=10)
+
+
+def test_a_window_too_long_for_its_gates_is_left_to_steps() -> None:
+    mapping = document({"bias": {"kind": "l2", "window": {"length": 5}}, "retention": KEY_DECAY, "update": GD})
+    decision = plan(load(mapping)).decisions["blocks.main.mixer"]
+    reasons = {rejection.family: rejection.reason for rejection in decision.rejected}
+    assert decision.family == "sequential"
+    assert reasons["delta"].startswith(
+        "the loss sums over 5 tokens, with gates per key: as many rows a token cost more"
+    )
 
 
 def test_explain_says_how_a_window_runs() -> None:

@@ -1,8 +1,9 @@
 """Delta rules (rule family D): the public ops.
 
 Covers DeltaNet, Gated DeltaNet (a scalar decay per token), KDA (a decay per key channel), Comba (a read key of its
-own), RWKV-7 (read and erase keys, a strength per key channel) and, on an interleaved sequence, DeltaProduct; and,
-as ``joint_delta_rule``, a loss over a window of tokens, and, as ``column_delta_rule``, gates of value channels.
+own), RWKV-7 (read and erase keys, a strength per key channel) and, on an interleaved sequence, DeltaProduct. Losses
+over a window of tokens are ``joint_delta_rule`` and ``windowed_delta_rule``, gates of value channels are
+``column_delta_rule``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from archspec.kernels.delta.inputs import DeltaInputs, Order
 from archspec.kernels.delta.joint import joint_delta_rule
 from archspec.kernels.delta.reference import delta_rule_reference
 from archspec.kernels.delta.step import delta_rule_step
+from archspec.kernels.delta.windowed import windowed_delta_rule
 from archspec.kernels.dplr.inputs import expand_gate, run_sequences
 
-__all__ = ["column_delta_rule", "delta_rule", "delta_rule_step", "joint_delta_rule"]
+__all__ = ["column_delta_rule", "delta_rule", "delta_rule_step", "joint_delta_rule", "windowed_delta_rule"]
 
 _OP = "delta_rule"
 

@@ -1,6 +1,7 @@
 """The delta rule with several errors a token, taken at the same weights and stepped along together.
 
 A loss that sums over a window of tokens (the Omega rule) is the case: each token brings the keys of its whole window.
+Where windows share products of their keys, windowed.py makes less of them; this form has any strengths and decays.
 """
 
 from __future__ import annotations
