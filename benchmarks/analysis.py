@@ -59,14 +59,14 @@ def write_run(folder: Path, count: int) -> None:
         for number in range(count):
             _propose(folder, log, number)
             quality = drawn(number)[0]
-            found = {name: {"mean": quality + number % 7 / 70, "spread": 0.02} for name in metrics}
-            _finish(folder, log, number, "0/training_free", 0, {"metrics": found})
+            measured = {name: {"mean": quality + number % 7 / 70, "spread": 0.02} for name in metrics}
+            _finish(folder, log, number, "0/training_free", 0, {"metrics": measured})
         log.append("promoted", round=0, rung=0, rank=list(range(count)), random=[], aggregates={})
         for number in range(count):
             for task, name, value in zip(TASKS, ("recall/accuracy", "text/bits_per_byte"), drawn(number), strict=False):
                 score = {"mean": value, "spread": 0.01, "interval": [value - 0.03, value + 0.03], "n": 3}
-                found = {"scores": {name: score}, "validation": {name: score}}
-                _finish(folder, log, number, f"1/train/{task}", 1, found)
+                trained = {"scores": {name: score}, "validation": {name: score}}
+                _finish(folder, log, number, f"1/train/{task}", 1, trained)
             cost = {"train_step_ms": {"median": 41.0, "p20": 40.0, "p80": 44.0, "repeats": 5}, "device": "cpu"}
             _finish(folder, log, number, "1/cost", 1, {"cost": cost})
         log.append("closed", round=0)
@@ -126,10 +126,12 @@ def write_study(path: Path, count: int) -> None:
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
+    from optuna.study import StudyDirection
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(path)))
-    directions = [item["direction"] for item in OBJECTIVES]
+    kinds = {"minimize": StudyDirection.MINIMIZE, "maximize": StudyDirection.MAXIMIZE}
+    directions = [kinds[str(item["direction"])] for item in OBJECTIVES]
     sampler = optuna.samplers.RandomSampler(seed=0)
     study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions, sampler=sampler)
     for number in range(count):

@@ -87,7 +87,7 @@ def ours(name: str, args: argparse.Namespace) -> Contender:
 
 
 def fla(name: str, args: argparse.Namespace) -> Contender:
-    import fla.models as peers
+    peers = importlib.import_module("fla.models")
 
     heads = args.width // args.head_dim
     common = {
@@ -104,7 +104,8 @@ def fla(name: str, args: argparse.Namespace) -> Contender:
     model = kind(config).to("cuda", torch.bfloat16)
 
     def loss(tokens: Tensor) -> Tensor:
-        return model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        found: Tensor = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        return found
 
     def decode(prompt: Tensor) -> Step:
         model.eval()
@@ -125,7 +126,7 @@ def timed(call: Callable[[], object], repeats: int, warm_up: int) -> tuple[float
     """Return the median ms of one call by CUDA events, with the fastest and slowest."""
     found = []
     for index in range(warm_up + repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         call()
         end.record()
@@ -142,7 +143,7 @@ def training(contender: Contender, args: argparse.Namespace) -> tuple[tuple[floa
 
     def call() -> None:
         contender.module.zero_grad(set_to_none=True)
-        contender.loss(tokens).backward()
+        torch.autograd.backward(contender.loss(tokens))
 
     call()
     torch.cuda.reset_peak_memory_stats()
@@ -160,14 +161,13 @@ def decoding(contender: Contender, batch: int, args: argparse.Namespace) -> tupl
     return timed(lambda: step(token), 4 * args.repeats, 5)
 
 
-def rows(args: argparse.Namespace, prepare: Callable[[str], None]) -> Iterator[str]:
+def rows(args: argparse.Namespace) -> Iterator[str]:
     """Yield a table row a model, measure and library; peers' rows end with the ratio of their time to ours."""
     missing = []
     for name in args.models:
         if time.monotonic() > args.deadline:
             missing.append(name)
             continue
-        prepare(name)
         own: dict[str, float] = {}
         for who in ["ours", *([args.peer] if args.peer else [])]:
             for measure, found in measures(name, who, args):
@@ -214,8 +214,8 @@ def measures(
 
 
 def run_layer(name: str, who: str, args: argparse.Namespace) -> None:
-    """Train and decode one layer once, in a process that compiles it."""
-    few = argparse.Namespace(**vars(args) | {"layers": 1, "repeats": 1})
+    """Train and decode one layer once, in a process that compiles it, with a vocabulary whose logits take no memory."""
+    few = argparse.Namespace(**vars(args) | {"layers": 1, "repeats": 1, "vocab": 256})
     for measure, found in measures(name, who, few):
         if isinstance(found, str):
             raise RuntimeError(f"{measure}: {found}")
@@ -271,6 +271,23 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def compile_models(args: argparse.Namespace, choices: Choices) -> None:
+    """Compile all models' kernels in processes that are gone, with their share of the card, when models are timed."""
+    began = time.monotonic()
+    jobs = [("ours", 2), *([(args.peer, args.processes)] if args.peer else [])]
+    with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        compile_ahead(
+            pool,
+            [
+                (f"{who} {name}", partial(run_layer, name, who, args), parts)
+                for name in args.models
+                for who, parts in jobs
+            ],
+            choices,
+        )
+    print(f"compiled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     args = parse()
     if not torch.cuda.is_available():
@@ -283,22 +300,11 @@ def main() -> None:
         file = stack.enter_context(Path(args.write).open("w")) if args.write else None
         if file:
             file.write(f"# Whole models, {torch.cuda.get_device_name()}, {datetime.date.today():%Y-%m}\n\n")
-        pool = stack.enter_context(ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")))
         stack.enter_context(sharing_choices(choices))
-
-        def prepare(name: str) -> None:
-            began = time.monotonic()
-            jobs = [("ours", 2), *([(args.peer, args.processes)] if args.peer else [])]
-            compile_ahead(
-                pool,
-                [(f"{who} {name}", partial(run_layer, name, who, args), parts) for who, parts in jobs],
-                choices,
-            )
-            print(f"{name}: compiled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-
+        compile_models(args, choices)
         for line in header(args):
             emit(line, file)
-        for line in rows(args, prepare):
+        for line in rows(args):
             emit(line, file)
 
 

@@ -8,6 +8,7 @@ timing its whole space on this card, but not made anew where only the heads or t
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,6 +17,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+import torch
 import triton
 from triton.compiler.errors import CompileTimeAssertionFailure
 from triton.runtime.autotuner import Autotuner, OutOfResources, PTXASError
@@ -110,6 +112,9 @@ def _compile(call: Callable[[], object], name: str, part: int, parts: int, choic
             call()
     except Exception as error:  # noqa: BLE001 - a peer may refuse this device: reported here and again when timed
         return f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()  # other processes share the card
     return None
 
 
