@@ -153,15 +153,15 @@ class Bias(Component, family="bias", noun="attentional bias"):
     """The loss l(M(k), v) that a memory descends; the error delta is its gradient in the prediction.
 
     Attributes:
-        error: ``value`` when delta = -v whatever the prediction; ``residual`` when delta = M(k) - v;
-            ``nonlinear`` otherwise. Lowering reads it.
+        error: ``value`` when delta = -v whatever the prediction; ``residual`` when delta = M(k) - v; ``weighted`` when
+            that is multiplied by the gate ``weights``; ``nonlinear`` otherwise. Lowering reads it.
     """
 
     window: Window | None = None
     read_key: ReadKey | None = None
     erase_key: Literal["key", "read_key"] = "key"
 
-    error: ClassVar[Literal["value", "residual", "nonlinear"]] = "nonlinear"
+    error: ClassVar[Literal["value", "residual", "weighted", "nonlinear"]] = "nonlinear"
 
     @abstractmethod
     def loss(self, prediction: Tensor, value: Tensor, gates: Mapping[str, Tensor]) -> Tensor:

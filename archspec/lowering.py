@@ -208,6 +208,7 @@ def _triton_delta(rule: Rule, device: str) -> str:
         or getattr(rule.retention, "discretization", "exact") != "exact"
         or not {rule.granularity(gate) for _, gate in gates_of(rule.retention)} <= {"head", "key"}
         or rule.granularity(update.step_size) != "head"
+        or (rule.bias.error == "weighted" and rule.granularity(rule.bias.weights) != "head")  # type: ignore[attr-defined]
     )
     fits = max(rule.dims.key_dim, rule.dims.value_dim) <= MAX_TRITON_DIM
     return "triton" if device == "cuda" and fits and not other else "torch"

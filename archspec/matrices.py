@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -192,7 +193,7 @@ def _windowed_delta(rule: Rule, quantities: Quantities, start: MemoryState, back
             quantities.query.to(dtype),
             seen["key"],
             seen["value"],
-            seen["bias.window.weights"].squeeze(-1),
+            _row_weights(seen).squeeze(-1),
             step[..., 0].expand(*shape, -1),
             None if decay is None else decay.expand(*shape, -1),
             read_key=seen.get("read_key"),
@@ -201,7 +202,7 @@ def _windowed_delta(rule: Rule, quantities: Quantities, start: MemoryState, back
     else:  # strengths and decays of key channels tell the keys of a window apart
         rows, after = window_rows(rule, quantities, start)
         laid = {name: x.movedim(0, 1) for name, x in rows.items()}  # [B, T, H, R, d]
-        beta = step[..., None, :] * laid["bias.window.weights"]
+        beta = step[..., None, :] * _row_weights(laid)
         beta = beta.squeeze(-1) if beta.shape[-1] == 1 else beta
         read, final = joint_delta_rule(
             quantities.query.to(dtype),
@@ -215,10 +216,17 @@ def _windowed_delta(rule: Rule, quantities: Quantities, start: MemoryState, back
     return kernel_inputs.finished(rule, read, quantities), {"dual.w": kernel_inputs.kept(final), **after}
 
 
+def _row_weights(rows: Mapping[str, Tensor]) -> Tensor:
+    """Return what the errors of a window weigh [.., 1]: its own gate, and the loss's where it has one."""
+    weights = rows["bias.window.weights"]
+    return weights * rows["bias.weights"] if "bias.weights" in rows else weights
+
+
 def momentum_delta(
     rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
 ) -> tuple[Tensor, MemoryState]:
     """P_t = mu P_{t-1} - b e (p^T S*) + w k v^T and S_t = a S_{t-1} + P_t, with the rule's order of decay and step."""
+    quantities = replace(quantities, gates={**quantities.gates, "update.step_size": _step_size(rule, quantities)})
     return layouts.reading_before(rule, quantities, state, backend, _momentum_delta)
 
 
@@ -252,8 +260,14 @@ def _momentum_delta(
 
 
 def _step_size(rule: Rule, quantities: Quantities) -> Tensor:
-    """Return the step size on the axes of a matrix; the implicit rule's is eta / (1 + eta k . k)."""
+    """Return the step size on the axes of a matrix, times what weighs the error without a window.
+
+    The implicit rule's is eta / (1 + eta k . k).
+    """
     step = quantities.gates["update.step_size"]
+    if rule.bias.error == "weighted" and rule.bias.window is None:
+        weights, steps = quantities.gates["bias.weights"], quantities.steps
+        step = step * (weights.repeat_interleave(steps, dim=1) if steps > 1 and weights.shape[1] > 1 else weights)
     if rule.update.kind != "implicit":
         return step
     square = quantities.key.to(step.dtype).square().sum(-1)[..., None, None]

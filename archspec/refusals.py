@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from archspec.families import gates_of
+from archspec.families import Gate, gates_of
 from archspec.rule import Rule
 
 MAX_WINDOW, MAX_WINDOW_PER_KEY = 16, 4
@@ -50,8 +50,8 @@ def _axes(rule: Rule, *, decays: tuple[str, ...], steps: tuple[str, ...]) -> str
     gate = rule.retention.decay_gate
     if gate is not None and rule.granularity(gate) not in decays:
         return f"the decay varies per {rule.granularity(gate)}, not per {' or '.join(decays)}"
-    for name in ("step_size", "write_size"):
-        size = getattr(rule.update, name)
+    sizes = {"step_size": rule.update.step_size, "write_size": rule.update.write_size, "weights": _weights(rule)}
+    for name, size in sizes.items():
         if size is not None and rule.granularity(size) not in steps:
             return f"{name} varies per {rule.granularity(size)}, not per {' or '.join(steps)}"
     return None
@@ -71,7 +71,13 @@ def not_linear(rule: Rule) -> str | None:
 
 
 def _residual(rule: Rule) -> str | None:
-    return None if rule.bias.error == "residual" else f"bias {rule.bias.kind} has an error that is not M(k) - v"
+    linear = rule.bias.error in ("residual", "weighted")
+    return None if linear else f"bias {rule.bias.kind} has an error that is not M(k) - v, weighed or not"
+
+
+def _weights(rule: Rule) -> Gate | None:
+    """Return the gate on the errors, which is a factor on the step."""
+    return getattr(rule.bias, "weights", None) if rule.bias.error == "weighted" else None
 
 
 def not_delta(rule: Rule) -> str | None:
@@ -91,6 +97,7 @@ def _one_axis(rule: Rule) -> str | None:
         "decay": rule.retention.decay_gate,
         "step_size": rule.update.step_size,
         "write_size": rule.update.write_size,
+        "weights": _weights(rule),
     }
     if getattr(rule.retention, "pairs", "key") == "value":  # then it is a factor on the strengths
         gates["gain"] = getattr(rule.retention, "gain", None)
@@ -126,7 +133,11 @@ def _turns(rule: Rule) -> str | None:
     grains = {name: rule.granularity(gate) for name, gate in gates_of(retention)}
     steps = {
         name: rule.granularity(size)
-        for name, size in (("step_size", update.step_size), ("write_size", update.write_size))
+        for name, size in (
+            ("step_size", update.step_size),
+            ("write_size", update.write_size),
+            ("weights", _weights(rule)),
+        )
         if size is not None
     }
     exact = getattr(retention, "discretization", "exact") == "exact"

@@ -210,7 +210,7 @@ def test_explain_names_what_runs_and_what_was_rejected() -> None:
     decision = plan(load(document("matrix", "lp", "gdn", "gd"))).decisions["blocks.main.mixer"]
     assert decision.family == "sequential"
     reasons = {rejection.family: rejection.reason for rejection in decision.rejected}
-    assert reasons["delta"] == "bias lp has an error that is not M(k) - v"
+    assert reasons["delta"] == "bias lp has an error that is not M(k) - v, weighed or not"
     assert reasons["online"] == "every token's gradient is taken at the weights that the token before it left"
     on_gpu = plan(load(document("matrix", "dot", "gdn", "gd")), device="cuda").decisions["blocks.main.mixer"]
     assert (on_gpu.family, on_gpu.kernel) == ("linear", "triton")

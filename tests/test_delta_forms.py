@@ -19,6 +19,7 @@ ANGLE = {"kind": "tanh", "scale": 2}
 GD = {"kind": "gradient_descent", "step_size": STEP}
 IMPLICIT = {"kind": "implicit", "step_size": STEP}
 MANY = {"kind": "multi_step", "steps": 3, "step_size": STEP}
+WEIGHTED = {"kind": "weighted_l2", "weights": {"kind": "sigmoid", "per": "value"}}
 TURNS = {"kind": "complex_decay", "gate": OPEN, "phase": ANGLE}
 WINDOW = {"kind": "l2", "window": {"length": 4, "weights": "sigmoid"}}
 DECAY = {"kind": "decay", "gate": OPEN}
@@ -76,6 +77,18 @@ CASES: dict[str, dict[str, Any]] = {
     "turns per key, decay per value": {
         "retention": {**TURNS, "gate": {**OPEN, "per": "value"}, "phase": {**ANGLE, "per": "key"}},
         "update": {**IMPLICIT, "step_size": {**STEP, "per": "value"}},
+    },
+    "weighted": {"bias": WEIGHTED, "retention": DECAY, "update": GD, "readout": {"read": "before"}},
+    "weighted, several steps": {"bias": WEIGHTED, "update": {"kind": "multi_step", "steps": 2, "step_size": STEP}},
+    "weighted per head, turns": {
+        "bias": {"kind": "weighted_l2", "weights": "sigmoid"},
+        "retention": {**TURNS, "pairs": "value"},
+        "update": MANY,
+    },
+    "weighted window": {
+        "bias": {**WINDOW, "kind": "weighted_l2", "weights": "sigmoid"},
+        "retention": KEY_DECAY,
+        "update": GD,
     },
     "turns, together": {"retention": {**TURNS, "order": "together"}, "update": IMPLICIT},
     "turns with a gain": {"retention": {**TURNS, "gain": {"kind": "sigmoid", "per": "key"}}, "update": GD},
@@ -140,6 +153,7 @@ def test_it_is_the_recurrence_whole_split_and_stepped(name: str, length: int, cu
 
 MOMENTUM = {"kind": "momentum", "momentum": "sigmoid", "step_size": STEP}
 MOMENTUM_CASES: dict[str, dict[str, Any]] = {
+    "weighted": {"bias": {"kind": "weighted_l2", "weights": "sigmoid"}, "update": MOMENTUM},
     "read before": {"retention": {**DECAY, "order": "together"}, "update": MOMENTUM, "readout": {"read": "before"}},
 }
 

@@ -10,7 +10,7 @@ from archspec.legality.context import Context, Rule, granularity_of, value_range
 
 def _write_and_erase(context: Context) -> Iterator[Finding]:
     bias, update = context.mixer.bias, context.mixer.update
-    if update.write_size is not None and bias.error == "nonlinear":
+    if update.write_size is not None and bias.error not in ("value", "residual"):
         yield (
             ("update", "write_size"),
             f"a write strength of its own needs an error that is linear in the value; found bias {bias.kind}: "

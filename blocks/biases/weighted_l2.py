@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from archspec.families import Bias, Gate
 
@@ -21,6 +21,8 @@ class WeightedL2(Bias, kind="weighted_l2"):
     """
 
     weights: Gate
+
+    error: ClassVar = "weighted"
 
     def loss(self, prediction: Tensor, value: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
         return 0.5 * (gates["weights"] * (prediction - value).square()).sum(-1)
