@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from archspec.canonical import architecture_hash
 from archspec.complexity import Complexity, predict
 from archspec.composition import Mixer, inside
+from archspec.launches import NO_GATE, ROW_GATE, TOKEN_GATE, Launch, launches
 from archspec.loading import dotted, load
-from archspec.lowering import Plan, plan
+from archspec.lowering import Decision, Plan, plan
 from archspec.pieces import fused_pieces
 from archspec.rule import Rule
 from archspec.schema import MemoryMixer, Spec
+
+H100_MULTIPROCESSORS = 132
 
 
 def explain(
@@ -22,6 +26,8 @@ def explain(
     device: str = "cpu",
     vocab_size: int = 256,
     context: int = 2048,
+    batch: int = 1,
+    multiprocessors: int = H100_MULTIPROCESSORS,
 ) -> Explanation:
     """Return how a spec runs on a type of device, with its predicted sizes; printing it shows a summary.
 
@@ -29,18 +35,25 @@ def explain(
         source: a spec, a file, a shipped model's name or a mapping.
         device: ``cpu`` or ``cuda``.
         vocab_size: number of tokens; it comes from the task.
-        context: tokens in the context, for attention's FLOPs and the state bytes shown.
+        context: tokens in the context, for attention's FLOPs and the state bytes shown, and for launches of kernels.
+        batch: sequences at a time, for launches of kernels.
+        multiprocessors: of a CUDA device; an H100 or H200 has 132.
     """
     spec = load(source)
-    return Explanation(spec, plan(spec, device), predict(spec, vocab_size, context), device, context)
+    sizes = predict(spec, vocab_size, context)
+    return Explanation(spec, plan(spec, device), sizes, device, context, batch, multiprocessors)
 
 
 class Explanation:
     """A spec with its plan and sizes; ``str`` for people, ``data`` for programs."""
 
-    def __init__(self, spec: Spec, plan: Plan, complexity: Complexity, device: str, context: int) -> None:
+    def __init__(
+        self, spec: Spec, plan: Plan, complexity: Complexity, device: str, context: int, batch: int = 1,
+        multiprocessors: int = H100_MULTIPROCESSORS,
+    ) -> None:  # fmt: skip
         self.spec, self.plan, self.complexity = spec, plan, complexity
         self.device, self.context = device, context
+        self.batch, self.multiprocessors = batch, multiprocessors
 
     def mixers(self) -> dict[str, Mixer]:
         """Return the mixers with a recurrence of their own that the layout uses, by their path in the document."""
@@ -83,6 +96,7 @@ class Explanation:
                     "kernel": decision.kernel,
                     "reason": decision.reason,
                     "fused": list(self._fused(mixers[path])),
+                    "launches": [asdict(launch) for launch in self._launches(mixers[path], decision)],
                     "rejected": [vars(rejection) for rejection in decision.rejected],
                 }
                 for path, decision in self.plan.decisions.items()
@@ -95,13 +109,27 @@ class Explanation:
             return ()
         return fused_pieces(mixer, self.spec.model_dim)
 
+    def _launches(self, mixer: Mixer, decision: Decision) -> tuple[Launch, ...]:
+        """Return how the serial kernels of a mixer that runs on Triton are launched."""
+        if decision.kernel != "triton" or not isinstance(mixer, MemoryMixer):
+            return ()
+        rule = Rule.of(mixer, self.spec.model_dim)
+        gate = rule.retention.decay_gate
+        kind = NO_GATE if gate is None else TOKEN_GATE if rule.granularity(gate) == "head" else ROW_GATE
+        length = self.context * getattr(rule.update, "steps", 1)
+        dims = rule.dims
+        return launches(
+            decision.family, kind, self.batch, length, dims.num_heads, dims.key_dim, dims.value_dim,
+            self.multiprocessors,
+        )  # fmt: skip
+
     def _expected(self) -> list[str]:
         """Return a line of its own where tokens may halt before the last pass of a loop."""
         most, expected = self.complexity.flops_per_token, self.complexity.expected_flops_per_token
         return [f"    before training {expected:>15,}  (tokens halt after fewer passes)"] if expected != most else []
 
     def __str__(self) -> str:
-        data = self.data()
+        data, mixers = self.data(), self.mixers()
         lines = [
             f"{data['name']}  ({data['hash']})",
             f"  parameters        {data['parameters']:>15,}  ({data['non_embedding_parameters']:,} without embeddings)",
@@ -126,6 +154,8 @@ class Explanation:
                 f"  runs as {mixer['family']} / {mixer['form']} on {mixer['kernel']}: {mixer['reason']}",
             ]
             lines += [f"  fused: {piece}" for piece in mixer["fused"]]
+            for launch in self._launches(mixers[path], self.plan.decisions[path]):
+                lines += [f"  launch: {launch}", f"    since {launch.reason}"]
             lines += [f"    not {item['family']}: {item['reason']}" for item in mixer["rejected"]]
             if mixer["family"] == "recurrence":
                 lines.append("  note: this is the slow form that defines the result; no faster one is known")

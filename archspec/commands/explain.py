@@ -17,6 +17,10 @@ def register(verbs: Any) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="type of device (default: cpu)")
     parser.add_argument("--vocab-size", type=positive, default=256, help="number of tokens (default: 256, bytes)")
     parser.add_argument("--context", type=positive, default=2048, help="tokens in the context (default: 2048)")
+    parser.add_argument("--batch", type=positive, default=1, help="sequences at a time, for launches (default: 1)")
+    parser.add_argument(
+        "--multiprocessors", type=positive, default=132, help="of the CUDA device (default: 132, an H100 or H200)"
+    )
     parser.add_argument("--json", action="store_true", help="data instead of text")
     parser.add_argument("--plugin", action="append", metavar="MODULE", help="a module that defines components")
     parser.set_defaults(run=run)
@@ -26,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the explanation."""
     from archspec.explanation import explain
 
-    found = explain(args.file, device=args.device, vocab_size=args.vocab_size, context=args.context)
+    sizes = {"context": args.context, "batch": args.batch, "multiprocessors": args.multiprocessors}
+    found = explain(args.file, device=args.device, vocab_size=args.vocab_size, **sizes)
     print(json.dumps(found.data(), indent=2) if args.json else found)
     return EXIT_OK

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from archspec.kernels.linear.call import Call, precision
 from archspec.kernels.linear.channels_fused import Prepared
-from archspec.kernels.linear.cost import next_power_of_two, padded_dim
 from archspec.kernels.tiles import level_pairs, load_rows, sequence_bounds, slot_chunk, store_rows
+from archspec.launches import next_power_of_two, padded_dim
 
 _R = tl.constexpr(16)
 # Entries of core are kept in fp16 between this and 2^-14 (2^-24 with fewer bits), times one factor a chunk.

@@ -24,21 +24,25 @@ import torch
 from torch import Tensor
 
 from archspec.kernels.delta.core_fused import chunk_cores, core_dtype
-from archspec.kernels.delta.cost import (
-    gradients_config,
-    needs_wide_products,
-    padded_rows,
-    serial_config,
-    states_config,
-)
 from archspec.kernels.delta.gradients_fused import _chunk_states, _delta_gradients
 from archspec.kernels.delta.serial_fused import _delta_backward, _delta_forward
 from archspec.kernels.direct import direct
 from archspec.kernels.linear.call import Call, make_call, precision
 from archspec.kernels.linear.channel_gradients_fused import channel_backward
 from archspec.kernels.linear.channels_fused import Prepared, prepare_channels
-from archspec.kernels.linear.cost import NO_GATE, ROW_GATE, TOKEN_GATE, SweepConfig, next_power_of_two
 from archspec.kernels.linear.segments_fused import token_sums
+from archspec.launches import (
+    WIDE_PRODUCTS_UP_TO,
+    NO_GATE,
+    ROW_GATE,
+    TOKEN_GATE,
+    SweepConfig,
+    delta_gradients_config,
+    next_power_of_two,
+    padded_rows,
+    serial_config,
+    states_config,
+)
 
 
 def _gate_kind(g: Tensor | None) -> int:
@@ -127,7 +131,7 @@ def _key_gradients(
     made: Prepared | None, states: Tensor, gradients: Tensor, cu_seqlens: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dq, dk and dg from the states and their gradients at the chunks' ends."""
-    config = gradients_config(call.K, q.element_size())
+    config = delta_gradients_config(call.K, q.element_size())
     blocks = -(-call.K // config.block)
     # Under a decay per channel the parts of k's gradient are scaled before they add up.
     # fp16 has no room for factors up to e^-G_C: there the pairs of a decay per channel are taken later.
@@ -231,7 +235,7 @@ def delta_rule_fused(
     inputs as tf32; the state is fp32. bf16 inputs with few key channels are served as fp32.
     """
     dtype = v.dtype
-    if needs_wide_products(q.shape[-1], dtype):
+    if dtype == torch.bfloat16 and q.shape[-1] <= WIDE_PRODUCTS_UP_TO:
         q, k, v = q.float(), k.float(), v.float()
     gate = None if g is None else g.float().contiguous()
     state = None if initial_state is None else initial_state.float().contiguous()

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from archspec.kernels.delta.inputs import DeltaInputs, Order
-from archspec.kernels.linear.cost import padded_dim
+from archspec.launches import padded_dim
 
 DECAY_FIRST = tl.constexpr(get_args(Order).index("decay_first"))
 TOGETHER = tl.constexpr(get_args(Order).index("together"))

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from archspec.kernels.linear.cost import Plan, plan
+from archspec.launches import Plan, plan
 
 
 @dataclass(frozen=True)

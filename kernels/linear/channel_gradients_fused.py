@@ -19,7 +19,6 @@ from archspec.kernels.linear.channels_fused import (
     load_shifted,
     one_anchor,
 )
-from archspec.kernels.linear.cost import gradients_config, next_power_of_two, padded_dim, scaled_config
 from archspec.kernels.tiles import (
     LOG2E,
     LOWEST_LOG2,
@@ -29,6 +28,7 @@ from archspec.kernels.tiles import (
     slot_chunk,
     store_rows,
 )
+from archspec.launches import channel_gradients_config, next_power_of_two, padded_dim, scaled_config
 
 
 @triton.jit
@@ -311,7 +311,7 @@ def channel_backward(
         erased, read_cross: of k as a reader, whose pairs s < t have the gradient ``-erased_t . v_s``, and its cross.
         has_pairs: whether the cross shares have the pairs inside chunks, but for channels of too strong decay.
     """
-    config = gradients_config(call.K)
+    config = channel_gradients_config(call.K)
     dtype = q.dtype if call.HV == call.H else torch.float32
     dq, dk = (torch.empty_like(q_cross, dtype=dtype) for _ in range(2))
     dg = torch.empty_like(g, dtype=torch.float32)

@@ -25,8 +25,8 @@ import triton.language as tl
 from torch import Tensor
 
 from archspec.kernels.linear.call import Call
-from archspec.kernels.linear.cost import next_power_of_two, prepare_config
 from archspec.kernels.tiles import LOG2E, LOWEST_LOG2, load_rows, sequence_bounds, slot_chunk, store_rows
+from archspec.launches import next_power_of_two, prepare_config
 
 # The strongest decay of a chunk in log2 that one anchor serves: a product of two factors, also of a pair that is
 # masked afterwards, then stays inside fp32's (and bf16's) range, with room for the size of q and k.

@@ -33,10 +33,10 @@ from archspec.kernels.direct import direct
 from archspec.kernels.linear.call import Call, make_call, precision
 from archspec.kernels.linear.channel_gradients_fused import channel_backward
 from archspec.kernels.linear.channels_fused import Prepared, empty_channels, prepare_channels
-from archspec.kernels.linear.cost import NO_GATE, ROW_GATE, TOKEN_GATE, sweep_config
 from archspec.kernels.linear.gates_fused import boundary_shares, carried_shares, token_backward
 from archspec.kernels.linear.segments_fused import segment_starts, token_sums
 from archspec.kernels.linear.sweep_fused import Sums, chunk_sums, launch_sweep, row_sums
+from archspec.launches import NO_GATE, ROW_GATE, TOKEN_GATE, sweep_config
 
 # What other families build on, with the forms of this one.
 __all__ = [

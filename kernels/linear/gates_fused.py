@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from archspec.kernels.linear.call import Call
-from archspec.kernels.linear.cost import padded_dim
 from archspec.kernels.linear.sweep_fused import Sums
 from archspec.kernels.tiles import LOG2E, LOWEST_LOG2, first_slot, head_and_block, segment_chunks, sequence_bounds
+from archspec.launches import padded_dim
 
 _RUNTIME = ["T", "num_segments"]
 

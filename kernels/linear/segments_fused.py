@@ -15,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from archspec.kernels.linear.call import Call, precision
-from archspec.kernels.linear.cost import NO_GATE, ROW_GATE, TOKEN_GATE, next_power_of_two, padded_dim
 from archspec.kernels.tiles import (
     LOG2E,
     LOWEST_LOG2,
@@ -27,6 +26,7 @@ from archspec.kernels.tiles import (
     sequence_bounds,
     slot_chunk,
 )
+from archspec.launches import NO_GATE, ROW_GATE, TOKEN_GATE, next_power_of_two, padded_dim
 
 _RUNTIME = ["T", "num_segments"]
 

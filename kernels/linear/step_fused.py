@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from archspec.kernels.linear.cost import padded_dim
+from archspec.launches import padded_dim
 
 
 @triton.jit

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from archspec.kernels.linear.call import Call, precision
 from archspec.kernels.linear.channels_fused import ONE_ANCHOR
-from archspec.kernels.linear.cost import COLUMN_GATE, NO_GATE, ROW_GATE, TOKEN_GATE, padded_dim, sweep_config
 from archspec.kernels.tiles import (
     first_slot,
     head_and_block,
@@ -26,6 +25,7 @@ from archspec.kernels.tiles import (
     sequence_bounds,
     store_rows,
 )
+from archspec.launches import COLUMN_GATE, NO_GATE, ROW_GATE, TOKEN_GATE, padded_dim, sweep_config
 
 # What adds the pairs inside a chunk: nothing, the product x y^T, or scores computed before.
 NO_PAIRS, OWN_PAIRS, GIVEN_PAIRS = 0, 1, 2

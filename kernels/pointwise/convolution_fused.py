@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from archspec.kernels.linear.cost import next_power_of_two
 from archspec.kernels.pointwise.activation_fused import ACTIVATION, activate, activate_slope
+from archspec.launches import next_power_of_two
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from archspec.kernels.linear.cost import next_power_of_two
+from archspec.launches import next_power_of_two
 
 _SOFTPLUS_SERIES = tl.constexpr(-5.0)  # below, log(1 + e^z) loses digits that e^z - e^2z / 2 + e^3z / 3 keeps
 _SOFTPLUS_LINEAR = tl.constexpr(20.0)  # above, softplus(z) is z, as in torch

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from archspec import launches
 from archspec.errors import UnsupportedError
 from archspec.kernels import delta_rule
-from archspec.kernels.delta import cost
-from archspec.kernels.linear.cost import SweepConfig
+from archspec.launches import SweepConfig
 
 Inputs = Callable[..., dict[str, Tensor]]
 Check = Callable[..., None]
@@ -69,7 +69,7 @@ def test_interpreted_without_outputs(random_inputs: Inputs, triton_agrees: Check
 SERIAL = sorted(
     {
         (gate, way.config.block, way.config.num_warps, way.config.num_stages)
-        for ways in (cost._FORWARD, cost._BACKWARD)
+        for ways in (launches._FORWARD, launches._BACKWARD)
         for gate, candidates in zip(("none", "token", "key"), ways, strict=True)
         for way in candidates
     }
@@ -93,7 +93,7 @@ def test_on_the_card_serial_tiles(
 
 def test_serial_tiles_follow_the_number_of_heads() -> None:
     """On 132 multiprocessors: narrow tiles for few heads, two programs each for many, and no gap between."""
-    by_heads = [cost.serial_config(128, 128, 2, 0, heads, 132, reverse=False) for heads in (1, 16, 33, 64, 512)]
+    by_heads = [launches.serial_config(128, 128, 2, 0, heads, 132, reverse=False) for heads in (1, 16, 33, 64, 512)]
     assert [(config.block, config.num_stages) for config in by_heads] == [(16, 3), (16, 3), (32, 3), (32, 2), (32, 2)]
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from archspec import launches
 from archspec.kernels import linear_attention, linear_attention_step
-from archspec.kernels.linear import cost
 
 Inputs = Callable[..., dict[str, Tensor]]
 Check = Callable[..., None]
@@ -57,8 +57,8 @@ def test_interpreted_segments(
     """Segments that run side by side, as on a card with more multiprocessors than heads."""
     from archspec.kernels.linear import call
 
-    def in_segments(*sizes: object) -> cost.Plan:
-        return cost.Plan(64, 3, 3.0, "three segments")
+    def in_segments(*sizes: object) -> launches.Plan:
+        return launches.Plan(64, 3, 3.0, "three segments")
 
     monkeypatch.setattr(call, "plan", in_segments)
     inputs = random_inputs(sum(lengths), (1, 1), (16, 16), gate, torch.float32, "cpu", len(lengths), 1)
@@ -69,7 +69,7 @@ def test_interpreted_segments(
 def test_segments_fill_the_multiprocessors() -> None:
     """One program each without gates, two with, and no segment shorter than it pays for."""
     few, gated, short = (
-        cost.plan(1, length, 16, 128, 128, 2, gated, 132).num_segments
+        launches.plan(1, length, 16, 128, 128, 2, gated, 132).num_segments
         for length, gated in ((32_768, False), (32_768, True), (1500, True))
     )
     assert (few, gated, short) == (4, 8, 1)

@@ -1,0 +1,47 @@
+"""What ``archspec explain`` says of launches is what calls launch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import archspec
+from archspec.launches import NO_GATE, ROW_GATE, TOKEN_GATE, launches
+
+# In a process of its own, where launches are recorded instead of made.
+RECORD = """
+import json, aot
+found = []
+for op, gate in (("linear", "none"), ("linear", "token"), ("delta", "none"), ("delta", "token"), ("delta", "key")):
+    for shape in ((1, 4096, 16, 16, 128, 128), (4, 2048, 16, 16, 128, 128), (8, 2048, 32, 32, 64, 96)):
+        for launch in aot.record(aot.Case(op, "bfloat16", gate, shape, "")):
+            if launch.fn.__name__ in ("_sweep", "_delta_forward", "_delta_backward"):
+                tile = [launch.arguments["BZ"], launch.options["num_warps"], launch.options["num_stages"]]
+                found.append([op, gate, shape, launch.fn.__name__, tile])
+print(json.dumps(found))
+"""
+GATES = {"none": NO_GATE, "token": TOKEN_GATE, "key": ROW_GATE}
+
+
+def test_launches_are_those_that_calls_make() -> None:
+    run = [sys.executable, "-c", RECORD]
+    done = subprocess.run(run, check=True, capture_output=True, text=True, cwd=Path(__file__).parent)
+    recorded = json.loads(done.stdout)
+    assert {kernel for *_, kernel, _ in recorded} == {"_sweep", "_delta_forward", "_delta_backward"}
+    for op, gate, (B, T, _, H, K, V), kernel, tile in recorded:
+        if kernel == "_sweep" and K != V:
+            continue  # sweeps for dq and dk cut the other dim
+        told = launches(op, GATES[gate], B, T, H, K, V, 132)[kernel == "_delta_backward"]
+        assert [told.tile.block, told.tile.num_warps, told.tile.num_stages] == tile, (op, gate, kernel)
+
+
+def test_explain_tells_a_launch_and_its_reason() -> None:
+    text = str(archspec.explain("kda", device="cuda", batch=16))
+    assert "launch: walk forward over chunks of 64 rows: 128 programs of 32 value channels, 4 warps, 3 stages" in text
+    assert "since a chunk of every head takes 2.7 us (channels x warps x stages: 64x4x2 4.0, 16x4x3 4.7)" in text
+    text = str(archspec.explain("gla", device="cuda", batch=8))
+    assert "2 wanted on each of 132 multiprocessors: 2 of 1024 rows" in text
+    assert "launch:" not in str(archspec.explain("kda"))
+    assert "launch:" not in str(archspec.explain("rwkv7", device="cuda"))
