@@ -65,7 +65,9 @@ def chunk_length(key_dim: int, value_dim: int, itemsize: int) -> int:
 
 
 @lru_cache
-def sweep_config(rows: int, cols: int, itemsize: int, programs_per_multiprocessor: float = 1.0) -> SweepConfig:
+def sweep_config(
+    rows: int, cols: int, itemsize: int, programs_per_multiprocessor: float = 1.0, *, gated: bool = False
+) -> SweepConfig:
     """Return the tile of the head-serial kernel for a state of rows x cols.
 
     Args:
@@ -73,6 +75,7 @@ def sweep_config(rows: int, cols: int, itemsize: int, programs_per_multiprocesso
         cols: the state dim cut into blocks.
         itemsize: bytes of one input element.
         programs_per_multiprocessor: how many there are to run; one alone may prefetch deeper.
+        gated: whether the state decays, or gate gradients are summed.
     """
     rows, cols = padded_dim(rows), padded_dim(cols)
     block = min(cols, 64)
@@ -80,7 +83,8 @@ def sweep_config(rows: int, cols: int, itemsize: int, programs_per_multiprocesso
         block = min(block, 32 if rows > 128 else 64)
         return SweepConfig(block, 4, 1 if rows > 64 else 2)
     if rows > 128:
-        return SweepConfig(block, 4, 1)
+        # With gates, 64 columns of so many rows leave registers for nothing else: they spill 1.2 KB a thread.
+        return SweepConfig(min(block, 32), 4, 2) if gated else SweepConfig(block, 4, 1)
     return SweepConfig(block, 4, 3 if programs_per_multiprocessor <= 1.0 else 2)
 
 
@@ -117,7 +121,7 @@ def plan(
         num_multiprocessors: of the device.
     """
     chunk = chunk_length(key_dim, value_dim, itemsize)
-    block = sweep_config(key_dim, value_dim, itemsize).block
+    block = sweep_config(key_dim, value_dim, itemsize, gated=gated).block
     programs = num_sequences * num_heads * -(-padded_dim(value_dim) // block)
     # Sweeps that also sum gate gradients wait for more loads: two programs hide each other's.
     wanted = 2 if gated else 1
@@ -271,7 +275,7 @@ def launches(
     heads = sequences * num_heads
     if family == "linear":
         cut = plan(sequences, length, num_heads, key_dim, value_dim, 2, gate != NO_GATE, multiprocessors)
-        tile = sweep_config(key_dim, value_dim, 2, cut.load)
+        tile = sweep_config(key_dim, value_dim, 2, cut.load, gated=gate != NO_GATE)
         programs = heads * -(-value_dim // tile.block) * cut.num_segments
         return (Launch(f"sweeps over chunks of {cut.chunk} rows", programs, tile, cut.reason),)
     if family != "delta":

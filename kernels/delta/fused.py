@@ -32,10 +32,10 @@ from archspec.kernels.linear.channel_gradients_fused import channel_backward
 from archspec.kernels.linear.channels_fused import Prepared, prepare_channels
 from archspec.kernels.linear.segments_fused import token_sums
 from archspec.launches import (
-    WIDE_PRODUCTS_UP_TO,
     NO_GATE,
     ROW_GATE,
     TOKEN_GATE,
+    WIDE_PRODUCTS_UP_TO,
     SweepConfig,
     delta_gradients_config,
     next_power_of_two,

@@ -108,7 +108,7 @@ def _backward_impl(
     sweep = partial(launch_sweep, call, cu_seqlens=cu_seqlens, scale=scale, g=token_gate, decay=decay)
     scores = made.scores if made else None
     dv = sweep(writes, reads, do, gradients, scores=scores, reverse=True, last_state=d_initial)
-    blocks = -(-call.K // sweep_config(call.V, call.K, q.element_size()).block)
+    blocks = -(-call.K // sweep_config(call.V, call.K, q.element_size(), gated=g is not None).block)
     sums_q, sums_k = None, None
     if token_gate is not None:
         sums_q, sums_k = row_sums(call, q, blocks), row_sums(call, k, blocks)

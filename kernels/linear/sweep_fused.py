@@ -205,7 +205,7 @@ def launch_sweep(
         out [B, T, HV, DZ], in fp32 when ``wide`` or when it is to be summed over a group of heads.
     """
     DY, DZ = y.shape[-1], z.shape[-1]
-    config = sweep_config(DY, DZ, z.element_size(), call.plan.load)
+    config = sweep_config(DY, DZ, z.element_size(), call.plan.load, gated=g is not None or decay is not None)
     grouped = transposed and call.HV != call.H
     dtype = torch.float32 if grouped or wide else z.dtype
     out = torch.empty(call.B, call.T, call.HV, DZ, dtype=dtype, device=z.device)

@@ -80,6 +80,7 @@ CASES = (
     Case("linear", "bfloat16", "none", _WIDE, "_sweep#0"),
     Case("linear", "bfloat16", "token", _USUAL, "_sweep#0"),
     Case("linear", "bfloat16", "token", _USUAL, "_sweep#2"),
+    Case("linear", "bfloat16", "token", _WIDE, "_sweep#2"),
     Case("linear", "bfloat16", "token", _USUAL, "_token_gate_gradient#0"),
     Case("linear", "bfloat16", "key", _USUAL, "_prepare_channels#0"),
     Case("linear", "bfloat16", "key", _USUAL, "_strong_scores#0"),
