@@ -6,6 +6,9 @@ Every op is checked against fp64 in the same run before it is timed. Times are m
 percentile, forward and forward + backward; beside them stand the peak memory above the inputs and the multiple of
 the I/O floor: inputs read and outputs written once, at the copy bandwidth measured in this run.
 
+With ``--first-call``, instead, how long an op's first call takes, forward and backward, in a process of its own:
+with nothing compiled before, and with what that call left in the disk cache.
+
 All kernels of an op are compiled in ``--processes`` processes before any of it is timed. A peer's autotuner tries its
 whole space once a head dim, at the first shape listed of 16 heads (of others if there is none), and keeps what it
 chose at other head counts and batches. Rows are written as they are measured; after ``--budget-s`` seconds the rest
@@ -19,7 +22,9 @@ import datetime
 import importlib
 import math
 import multiprocessing
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -136,6 +141,34 @@ def tuned_shapes(shapes: list[Shape]) -> list[Shape]:
     """Return the shape of each head dim that a peer's kernels are tuned at."""
     ordered = sorted(shapes, key=lambda shape: shape[2] != 16)
     return [next(shape for shape in ordered if shape[3] == dim) for dim in sorted({shape[3] for shape in shapes})]
+
+
+def first_call(name: str, shape: Shape, folder: str) -> tuple[float, int]:
+    """Return the seconds of a process's first call of an op, and the kernels in the cache folder after it."""
+    os.environ["TRITON_CACHE_DIR"] = folder
+    op = OPS[name]
+    leaves = _leaves(op.inputs(shape))
+    weight = torch.empty_like(leaves["v"])
+    torch.cuda.synchronize()
+    began = time.monotonic()
+    run_once(op.ours, leaves, weight)
+    torch.cuda.synchronize()
+    return time.monotonic() - began, len(list(Path(folder).rglob("*.cubin")))
+
+
+def first_calls(names: list[str], shape: Shape) -> Iterator[str]:
+    """Yield a table of ops' first calls: alone on its core, since one call compiles its kernels one after another."""
+    context = multiprocessing.get_context("spawn")
+    yield "| op | kernels | first call, s | with a warm disk cache, s |"
+    yield "|---|---|---|---|"
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            found = []
+            for _ in range(2):
+                with ProcessPoolExecutor(1, mp_context=context) as pool:
+                    found.append(pool.submit(first_call, name, shape, folder).result())
+        (cold, kernels), (warm, _) = found
+        yield f"| {name} | {kernels} | {cold:.1f} | {warm:.2f} |"
 
 
 @dataclass(frozen=True)
@@ -293,6 +326,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer", choices=["fla"], help="also time this library, which must be installed")
     parser.add_argument("--ops", default="linear,scalar_gated,gla", help=f"comma-separated, of {', '.join(OPS)}")
     parser.add_argument("--shapes", default=SHAPES, help="comma-separated BxTxHxD")
+    parser.add_argument("--first-call", action="store_true", help="time ops' first calls, at the first shape, only")
     parser.add_argument("--repeat-ms", type=int, default=100, help="time spent on each measurement")
     parser.add_argument("--processes", type=int, default=16, help="processes that compile ahead")
     parser.add_argument("--budget-s", type=float, default=math.inf, help="seconds after which no row is begun")
@@ -320,6 +354,10 @@ def main() -> None:
     args = parse()
     if not torch.cuda.is_available():
         sys.exit("benchmarks.kernels: no CUDA device is visible; run it on a machine with one.")
+    if args.first_call:
+        for line in first_calls(args.ops, args.shapes[0]):
+            emit(line, None)
+        return
     deadline = time.monotonic() + args.budget_s
     if args.peer:
         importlib.import_module(args.peer)  # before many processes do: it compiles much Python, and they find it done
