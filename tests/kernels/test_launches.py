@@ -1,4 +1,4 @@
-"""What ``archspec explain`` says of launches is what calls launch."""
+"""What ``archspec explain`` says of launches is what calls launch, and a call compiles few kernels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import archspec
 from archspec.launches import NO_GATE, ROW_GATE, TOKEN_GATE, launches
@@ -14,28 +17,52 @@ from archspec.launches import NO_GATE, ROW_GATE, TOKEN_GATE, launches
 RECORD = """
 import json, aot
 found = []
-for op, gate in (("linear", "none"), ("linear", "token"), ("delta", "none"), ("delta", "token"), ("delta", "key")):
-    for B, T, H, K, V in (1, 4096, 16, 128, 128), (4, 2048, 16, 128, 128), (8, 2048, 8, 256, 256), (8, 2048, 9, 64, 96):
-        shape = B, T, H, H, K, V
-        for launch in aot.record(aot.Case(op, "bfloat16", gate, shape, "")):
-            if launch.fn.__name__ in ("_sweep", "_delta_forward", "_delta_backward"):
-                tile = [launch.arguments["BZ"], launch.options["num_warps"], launch.options["num_stages"]]
-                found.append([op, gate, shape, launch.fn.__name__, tile])
+for op in ("linear", "delta"):
+    for gate in ("none", "token", "key"):
+        for B, T, H, K, V in (
+            (1, 4096, 16, 128, 128), (4, 2048, 16, 128, 128), (8, 2048, 8, 256, 256), (8, 2048, 9, 64, 96)
+        ):
+            made = aot.record(aot.Case(op, "bfloat16", gate, (B, T, H, H, K, V), ""))
+            kernels = []
+            for launch in made:
+                if (launch.fn.__name__, aot._key(launch)) not in kernels:
+                    kernels.append((launch.fn.__name__, aot._key(launch)))
+            tiles = [
+                [launch.fn.__name__, launch.arguments["BZ"], launch.options["num_warps"], launch.options["num_stages"]]
+                for launch in made
+                if launch.fn.__name__ in ("_sweep", "_delta_forward", "_delta_backward")
+            ]
+            found.append({"call": [op, gate, B, T, H, K, V], "kernels": len(kernels), "tiles": tiles})
 print(json.dumps(found))
 """
 GATES = {"none": NO_GATE, "token": TOKEN_GATE, "key": ROW_GATE}
+MOST_KERNELS = {"linear": 14, "delta": 9}  # of a forward and backward pass: each takes seconds to compile
 
 
-def test_launches_are_those_that_calls_make() -> None:
+@pytest.fixture(scope="module")
+def recorded() -> list[dict[str, Any]]:
+    """What calls of both recurrences launch."""
     run = [sys.executable, "-c", RECORD]
     done = subprocess.run(run, check=True, capture_output=True, text=True, cwd=Path(__file__).parent)
-    recorded = json.loads(done.stdout)
-    assert {kernel for *_, kernel, _ in recorded} == {"_sweep", "_delta_forward", "_delta_backward"}
-    for op, gate, (B, T, _, H, K, V), kernel, tile in recorded:
-        if kernel == "_sweep" and K != V:
-            continue  # sweeps for dq and dk cut the other dim
-        told = launches(op, GATES[gate], B, T, H, K, V, 132)[kernel == "_delta_backward"]
-        assert [told.tile.block, told.tile.num_warps, told.tile.num_stages] == tile, (op, gate, kernel)
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_launches_are_those_that_calls_make(recorded: list[dict[str, Any]]) -> None:
+    assert {kernel for entry in recorded for kernel, *_ in entry["tiles"]} == {
+        "_sweep", "_delta_forward", "_delta_backward"
+    }  # fmt: skip
+    for entry in recorded:
+        op, gate, B, T, H, K, V = entry["call"]
+        for kernel, *tile in entry["tiles"]:
+            if kernel == "_sweep" and K != V:
+                continue  # sweeps for dq and dk cut the other dim
+            told = launches(op, GATES[gate], B, T, H, K, V, 132)[kernel == "_delta_backward"]
+            assert [told.tile.block, told.tile.num_warps, told.tile.num_stages] == tile, (entry["call"], kernel)
+
+
+def test_a_call_compiles_few_kernels(recorded: list[dict[str, Any]]) -> None:
+    assert all(entry["kernels"] <= MOST_KERNELS[entry["call"][0]] for entry in recorded), recorded
 
 
 def test_explain_tells_a_launch_and_its_reason() -> None:
