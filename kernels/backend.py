@@ -84,10 +84,13 @@ def check_shape(op: str, name: str, x: Tensor, letters: str, sizes: dict[str, in
     Raises:
         ShapeError: the number of axes or the size of one is not what earlier tensors fixed.
     """
-    axes = letters.split()
-    found = tuple(x.shape)
-    if len(found) == len(axes) and all(sizes.setdefault(a, n) == n for a, n in zip(axes, found, strict=True)):
-        return
+    axes, found = letters.split(), x.shape
+    if len(found) == len(axes):
+        for axis, size in zip(axes, found, strict=True):
+            if sizes.setdefault(axis, size) != size:
+                break
+        else:
+            return
     wanted = ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)
     raise ShapeError(f"{op}: {name} has shape {list(found)}; required is [{wanted}]. Layout is time before heads.")
 
