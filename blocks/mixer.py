@@ -23,6 +23,7 @@ from archspec.initial import FAN_IN, Initial, Parameter
 from archspec.pieces import readout_gate
 from archspec.rule import Rule
 from archspec.schema import MemoryMixer
+from archspec.shapes import HeadDims
 
 UNLAID = " of pairs"
 """Ends the names under which a retention's gates are known as they are, before they are laid on all channels."""
@@ -83,9 +84,17 @@ class MemoryMixerModule(Declared):
     ) -> None:
         super().__init__(depth)
         self.config, self.path, self.form = config, path, form
-        projected = config.projected_dims(model_dim)
-        self.dims = dims = config.dims(model_dim)
+        self.dims = config.dims(model_dim)
         self.rule = Rule.of(config, model_dim)
+        self._add_inputs(config.projected_dims(model_dim), depth)
+        self.memory = MemoryWeights(self.rule)
+        self._add_readout(model_dim)
+        if config.prefix:
+            self.declare({"prefix": Parameter((config.prefix, model_dim), Initial(normal=0.02))})
+
+    def _add_inputs(self, projected: HeadDims, depth: tuple[int, int]) -> None:
+        """Add what the memory's inputs are made by: streams, projections and gates."""
+        config, path, dims = self.config, self.path, self.dims
         widths = stream_widths(config, projected)
         steps = config.update.steps_per_token
         self.streams = Named(
@@ -129,7 +138,10 @@ class MemoryMixerModule(Declared):
             if position is not None and position.on_scores
             else None
         )
-        self.memory = MemoryWeights(self.rule)
+
+    def _add_readout(self, model_dim: int) -> None:
+        """Add what comes after the memory: norms, the gate, and what leads back to the model's width."""
+        config, dims = self.config, self.dims
         read_key = config.bias.read_key
         self.read_key_norm = (
             NormModule(read_key.norm, dims.key_dim, dims.num_heads)
@@ -137,18 +149,16 @@ class MemoryMixerModule(Declared):
             else None
         )
         norm = config.readout.norm
-        width = dims.value_dim if norm is None or norm.over == "head" else dims.num_heads * dims.value_dim
+        inner = dims.num_heads * dims.value_dim
+        width = dims.value_dim if norm is None or norm.over == "head" else inner
         self.norm = NormModule(norm, width, dims.num_heads) if norm is not None else None
         self.gate_activation = readout_gate(config.readout, width)
-        inner = dims.num_heads * dims.value_dim
         if not config.stages:
             self.declare({"output": Parameter((inner, model_dim), FAN_IN, decayed=True)})
         self.output_stages = nn.ModuleList()
         for stage in config.stages:
             self.output_stages.append(OutputModule(stage, inner, model_dim))
             inner = stage.width(inner, model_dim)
-        if config.prefix:
-            self.declare({"prefix": Parameter((config.prefix, model_dim), Initial(normal=0.02))})
 
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
         """Return the mixer's output [B, T, D] for x [B, T, D]; the state passes through ``carry``."""
