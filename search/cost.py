@@ -110,14 +110,7 @@ def measure_cost(
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(vocab_size, (batch_size, sequence_length), generator=generator).to(device)
 
-    def train_step() -> None:
-        with autocast:
-            output = model(tokens)
-        loss = cross_entropy(output.logits.float().flatten(0, 1), tokens.flatten())
-        if output.auxiliary_loss is not None:
-            loss = loss + output.auxiliary_loss
-        loss.backward()  # type: ignore[no-untyped-call]
-        model.zero_grad(set_to_none=True)
+    train_step = _train_step(model, tokens, autocast)
 
     @torch.no_grad()
     def prefill() -> None:
@@ -145,6 +138,21 @@ def measure_cost(
         sequence_length=sequence_length,
         decode_batch_size=decode_batch_size,
     )
+
+
+def _train_step(model: nn.Module, tokens: Tensor, autocast: torch.autocast) -> Callable[[], None]:
+    """Return what takes one forward and backward pass."""
+
+    def step() -> None:
+        with autocast:
+            output = model(tokens)
+        loss = cross_entropy(output.logits.float().flatten(0, 1), tokens.flatten())
+        if output.auxiliary_loss is not None:
+            loss = loss + output.auxiliary_loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        model.zero_grad(set_to_none=True)
+
+    return step
 
 
 def _decoder(model: nn.Module, prompt: Tensor, autocast: torch.autocast) -> Callable[[], None]:
