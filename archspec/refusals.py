@@ -5,7 +5,7 @@ from __future__ import annotations
 from archspec.families import Gate, gates_of
 from archspec.rule import Rule
 
-MAX_WINDOW, MAX_WINDOW_PER_KEY = 16, 4
+MAX_WINDOW, MAX_WINDOW_PER_KEY = 8, 4
 """Tokens of a loss's window up to which a triangular system of its rows is worth its cost on a CPU: where windows share
 the products of their keys, and where gates of key channels tell them apart."""
 

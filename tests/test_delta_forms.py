@@ -29,7 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "window": {"bias": {"kind": "l2", "window": {"length": 3}}, "update": GD},
     "long window": {
         "memory": {"kind": "matrix", "initial": "learned"},
-        "bias": {"kind": "l2", "window": {"length": 9, "weights": "sigmoid"}, "read_key": {"norm": "l2"}},
+        "bias": {"kind": "l2", "window": {"length": 8, "weights": "sigmoid"}, "read_key": {"norm": "l2"}},
         "retention": {**DECAY, "order": "step_first"},
         "update": GD,
         "readout": {"read": "before"},
