@@ -65,7 +65,8 @@ class Learned(Gate, kind="learned"):
             )
         if self.start is None:
             return self
-        if self.init is not None or self.activation not in ("none", "exp") or self.start.has_source:
+        reads = self.start.has_source or not {"query", "key", "value"}.isdisjoint(self.start.all_needs())
+        if self.init is not None or self.activation not in ("none", "exp") or reads:
             raise PydanticCustomError(
                 "learned_start",
                 "'start' takes the place of 'init', for activation none or exp, and reads no token: use a gate that is "

@@ -396,6 +396,10 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
             "'start' takes the place of 'init', for activation none or exp, and reads no token",
         ),
         (
+            {**LINEAR, "readout": {"correction": {"kind": "learned", "start": "query_key"}}},
+            "'start' takes the place of 'init', for activation none or exp, and reads no token",
+        ),
+        (
             {**LINEAR, "readout": {"gate": {"kind": "learned", "init_of": "value"}}},
             "'init_of: value' is for activation exp and a law of numbers above zero.",
         ),
