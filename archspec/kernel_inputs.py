@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from archspec.blocks.rule import MemoryState, Quantities
@@ -13,6 +15,12 @@ from archspec.kernels.softmax import KvCache
 from archspec.rule import Rule
 
 Final = TypeVar("Final", Tensor, KvCache, MomentumDeltaState)
+
+
+def as_given(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which operations keep the dtypes of their inputs: autocast would round states to bf16."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def given(rule: Rule, quantities: Quantities, state: MemoryState | None, start: MemoryState) -> Tensor | None:

@@ -197,3 +197,31 @@ def test_a_window_too_long_for_its_gates_is_left_to_steps() -> None:
 def test_explain_says_how_a_window_runs() -> None:
     text = str(archspec.explain(load(document(CASES["window"])), device="cuda"))
     assert "runs as delta / chunkwise on torch: a matrix under l2: the windows of a chunk's tokens solve one" in text
+
+
+AUTOCAST = {
+    "plain": {"retention": DECAY, "update": GD},
+    "momentum": {"retention": DECAY, "update": MOMENTUM},
+    **{name: CASES[name] for name in ("window, decay first", "window, together", "decay per value", "turns held")},
+}
+
+
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_autocast_leaves_the_state_in_fp32(name: str) -> None:
+    spec = load(document(AUTOCAST[name]))
+    exact = archspec.compile(spec, vocab_size=11, backend="reference")
+    model = archspec.compile(spec, vocab_size=11)
+    model.load_state_dict(exact.state_dict())
+    x = torch.randint(0, 11, (2, 40), generator=torch.Generator().manual_seed(0))
+    wanted = exact(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(x)
+        last = model.step(x[:, 0], found.state)
+    loss: Tensor = found.logits.float().sin().sum()
+    torch.autograd.backward(loss)
+    for state in (found.state, last.state):
+        assert {tensor.dtype for tensor in state.tensors.values()} == {torch.float32}
+    # bf16 has 8 bits; projections round inputs and outputs a few times
+    error = (found.logits.float() - wanted.logits).detach().norm()
+    assert float(error / wanted.logits.detach().norm()) < 0.02
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
