@@ -96,13 +96,10 @@ def store_rows(base, tile, first, length, stride, cols, C: tl.constexpr, D: tl.c
 
 @triton.jit
 def load_sums(base, first, length, C: tl.constexpr):
-    """A chunk's inclusive sums of log2 decays [C], the last real one repeated past row ``length``; and that one.
-
-    Zero for a sequence without rows.
-    """
+    """A chunk's inclusive sums of log2 decays [C], the last real one repeated past row ``length``; and that one."""
     rows = tl.minimum(first + tl.arange(0, C), length - 1)
     last = tl.minimum(first + C, length) - 1
-    return tl.load(base + rows, mask=rows >= 0, other=0.0), tl.load(base + last, mask=last >= 0, other=0.0)
+    return tl.load(base + rows), tl.load(base + last)
 
 
 @triton.jit

@@ -33,12 +33,6 @@ NO_PAIRS, OWN_PAIRS, GIVEN_PAIRS = 0, 1, 2
 NO_SUMS, ROW_SUMS, CHUNK_SUMS = 0, 1, 2
 
 
-@triton.jit
-def _chunk_total(decay, slot, i_h, cols, wanted, HV: tl.constexpr, D: tl.constexpr):
-    """Log2 decays of a chunk, of some channels; zero if not ``wanted``."""
-    return tl.load(decay + (slot * HV + i_h) * D + cols, mask=(cols < D) & wanted, other=0.0)
-
-
 @triton.jit(do_not_specialize=["T", "num_segments", "total_rows"])
 def _sweep(
     x, y, z, g, decay, scores, states, out, last_state, w, sums_out, cu_seqlens,
@@ -80,32 +74,14 @@ def _sweep(
         entry = tl.cast(i_s, tl.int64) * num_heads + i_nh
         state = tl.load(states + entry * (DY * DZ) + state_at, mask=state_keep, other=0.0)
 
-    # Only operands of products are prefetched over iterations: decays are loaded one chunk ahead.
-    chunk = last - 1 if REVERSE else first
-    if GATE == 1:
-        next_sums, next_total = load_sums(g + i_h * total_rows + start, chunk * C, length, C)
-    if GATE == 2:
-        next_total = _chunk_total(decay, slot + chunk, i_h, cols_y, last > first, HV, DY)
-    if GATE == 3:
-        next_total = _chunk_total(decay, slot + chunk, i_h, cols_z, last > first, HV, DZ)
     for step in range(last - first):
         chunk = last - 1 - step if REVERSE else first + step
-        following = tl.maximum(chunk - 1, first) if REVERSE else tl.minimum(chunk + 1, last - 1)
         row = chunk * C
-        if GATE == 1:
-            sums, chunk_total = next_sums, next_total
-            next_sums, next_total = load_sums(g + i_h * total_rows + start, following * C, length, C)
-        if GATE == 2:
-            chunk_total = next_total
-            next_total = _chunk_total(decay, slot + following, i_h, cols_y, True, HV, DY)
-        if GATE == 3:
-            chunk_total = next_total
-            next_total = _chunk_total(decay, slot + following, i_h, cols_z, True, HV, DZ)
         tile_x = load_rows(x + xy_offset, row, length, stride_xy, cols_y, C, DY, EVEN_Y)
         tile_y = load_rows(y + xy_offset, row, length, stride_xy, cols_y, C, DY, EVEN_Y)
         tile_z = load_rows(z + z_offset, row, length, stride_z, cols_z, C, DZ, EVEN_Z)
         if SUMS != 0:
-            # Loaded long before its use; a chunk ahead, it would take registers that there are not.
+            # Loaded long before its use: only operands of products are prefetched over iterations.
             tile_w = load_rows(w + z_offset, row, length, stride_z, cols_z, C, DZ, EVEN_Z)
         rounded = state.to(tile_x.dtype)
         cross = tl.dot(tile_x, rounded, input_precision=PRECISION)
@@ -114,6 +90,7 @@ def _sweep(
             cross = tl.dot(tile_x, (state - rounded).to(tl.bfloat16), acc=cross, input_precision=PRECISION)
         update = tile_z
         if GATE == 1:
+            sums, chunk_total = load_sums(g + i_h * total_rows + start, row, length, C)
             from_start, to_end = tl.exp2(sums), tl.exp2(chunk_total - sums)
             read, write = (to_end, from_start) if REVERSE else (from_start, to_end)
             if SUMS == 1:
@@ -123,8 +100,10 @@ def _sweep(
             update = (tile_z * write[:, None]).to(tile_z.dtype)
             state *= tl.exp2(chunk_total)
         if GATE == 2:
+            chunk_total = tl.load(decay + ((slot + chunk) * HV + i_h) * DY + cols_y, mask=cols_y < DY, other=0.0)
             state *= tl.exp2(chunk_total)[:, None]
         if GATE == 3:
+            chunk_total = tl.load(decay + ((slot + chunk) * HV + i_h) * DZ + cols_z, mask=cols_z < DZ, other=0.0)
             state *= tl.exp2(chunk_total)[None, :]
         state += tl.dot(tl.trans(tile_y), update, input_precision=PRECISION)
 
