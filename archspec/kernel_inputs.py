@@ -20,7 +20,8 @@ Final = TypeVar("Final", Tensor, KvCache, MomentumDeltaState)
 def as_given(x: Tensor) -> AbstractContextManager[Any]:
     """Return a context in which operations keep the dtypes of their inputs: autocast would round states to bf16."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # type: ignore[no-untyped-call]
+    return torch.autocast(kind, enabled=False) if has_autocast else nullcontext()
 
 
 def given(rule: Rule, quantities: Quantities, state: MemoryState | None, start: MemoryState) -> Tensor | None:

@@ -225,3 +225,9 @@ def test_autocast_leaves_the_state_in_fp32(name: str) -> None:
     error = (found.logits.float() - wanted.logits).detach().norm()
     assert float(error / wanted.logits.detach().norm()) < 0.02
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_shapes_follow_on_a_device_without_numbers() -> None:
+    for name in AUTOCAST:
+        model = archspec.compile(load(document(AUTOCAST[name])), vocab_size=11).to("meta")
+        assert model(torch.zeros(2, 9, dtype=torch.long, device="meta")).logits.shape == (2, 9, 11)
