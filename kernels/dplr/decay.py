@@ -97,7 +97,8 @@ class ChunkDecay:
             return self._channel_products(self.sums, before, after, writes)
         reads = torch.cat([before, after[:, :, None]], dim=2)[:, :, :, None]  # [M, N, r + 1, 1, C, K]
         masks = self._masks(writes)  # [M, N, 2, 1, C, C], or without the axes M and N
-        masks = torch.cat([masks[..., :1, :, :, :]] * before.shape[2] + [masks[..., 1:, :, :, :]], dim=-4)
+        if before.shape[2] > 1:
+            masks = torch.cat([masks[..., :1, :, :, :]] * before.shape[2] + [masks[..., 1:, :, :, :]], dim=-4)
         return (reads @ writes[:, :, None].transpose(-1, -2)) * masks
 
     def _masks(self, writes: Tensor) -> Tensor:
