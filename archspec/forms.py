@@ -60,17 +60,27 @@ class FusedPieces:
 
 
 def form_of(decision: Decision, backend: str = "auto") -> Form:
-    """Return the function that runs a decision; ``backend`` goes to the kernel."""
-    if decision.family == "recurrence":
-        return recurrence
-    run = _FORMS[decision.family]
+    """Return the function that runs a decision; ``backend`` goes to the kernel.
+
+    It runs outside autocast, which would round states and what is added to them. Queries, keys and values come to it in
+    one dtype, the narrowest of theirs: some features are wider than the projections that autocast or a model of 16 bits
+    makes.
+    """
+    run = _recurrence if decision.family == "recurrence" else _FORMS[decision.family]
 
     def form(
         rule: Rule, quantities: Quantities, state: MemoryState | None = None, position: int = 0
     ) -> tuple[Tensor, MemoryState]:
-        return run(rule, quantities, state, position, backend)
+        with kernel_inputs.as_given(quantities.query):
+            return run(rule, kernel_inputs.in_one_dtype(quantities), state, position, backend)
 
     return form
+
+
+def _recurrence(
+    rule: Rule, quantities: Quantities, state: MemoryState | None, position: int, backend: str
+) -> tuple[Tensor, MemoryState]:
+    return recurrence(rule, quantities, state, position)
 
 
 def _attention(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,17 @@ def as_given(x: Tensor) -> AbstractContextManager[Any]:
     kind = x.device.type
     has_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # type: ignore[no-untyped-call]
     return torch.autocast(kind, enabled=False) if has_autocast else nullcontext()
+
+
+def in_one_dtype(quantities: Quantities) -> Quantities:
+    """Return the same with queries, keys and values in the narrowest of their dtypes."""
+    read_key = quantities.read_key
+    every = [quantities.query, quantities.key, quantities.value, *([] if read_key is None else [read_key])]
+    if len({x.dtype for x in every}) == 1:
+        return quantities
+    dtype = min((x.dtype for x in every), key=lambda dtype: dtype.itemsize)
+    query, key, value, *rest = (x.to(dtype) for x in every)
+    return replace(quantities, query=query, key=key, value=value, read_key=rest[0] if rest else None)
 
 
 def given(rule: Rule, quantities: Quantities, state: MemoryState | None, start: MemoryState) -> Tensor | None:

@@ -83,8 +83,7 @@ def delta(
 ) -> tuple[Tensor, MemoryState]:
     """S_t = A S_{t-1} - b e (p^T S) + w k v^T, with the rule's order of decay and step; A may turn pairs."""
     quantities = replace(quantities, gates={**quantities.gates, "update.step_size": _step_size(rule, quantities)})
-    with kernel_inputs.as_given(quantities.query):
-        return layouts.reading_before(rule, quantities, state, backend, _turned_delta)
+    return layouts.reading_before(rule, quantities, state, backend, _turned_delta)
 
 
 def _turned_delta(
@@ -228,8 +227,7 @@ def momentum_delta(
 ) -> tuple[Tensor, MemoryState]:
     """P_t = mu P_{t-1} - b e (p^T S*) + w k v^T and S_t = a S_{t-1} + P_t, with the rule's order of decay and step."""
     quantities = replace(quantities, gates={**quantities.gates, "update.step_size": _step_size(rule, quantities)})
-    with kernel_inputs.as_given(quantities.query):
-        return layouts.reading_before(rule, quantities, state, backend, _momentum_delta)
+    return layouts.reading_before(rule, quantities, state, backend, _momentum_delta)
 
 
 def _momentum_delta(
