@@ -47,7 +47,7 @@ def canonical(spec: Spec) -> dict[str, Any]:
     injected = any(isinstance(step, Inject) for step in program.instructions)
     return {
         "model_dim": spec.model_dim,
-        "input": _end(spec.input, () if spec.input.position == "learned" else ("max_length",)),
+        "input": _end(spec.input, spec.input.idle()),
         "output": _end(spec.output),
         "norm": _plain(spec.norm),
         "blocks": distinct,

@@ -50,6 +50,10 @@ class Input(Component, family="input", noun="input", default_kind="tokens"):
         """Return multiply-adds counted as two, one item, forward."""
         return 0
 
+    def idle(self) -> tuple[str, ...]:
+        """Return the fields that change nothing as they are: the normal form has none of them."""
+        return () if self.position == "learned" else ("max_length",)
+
 
 class Head(Component, family="output", noun="output", default_kind="tokens"):
     """What a model says after every item.

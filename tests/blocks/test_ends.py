@@ -133,7 +133,7 @@ def test_a_classifier_of_signals_learns() -> None:
         ((VECTORS, {"kind": "classes"}), "output.num_classes: the required key 'num_classes' is missing."),
         ((VECTORS, {"kind": "classes", "num_classes": 2, "pool": "sum"}), "required: one of last, mean, max."),
         (("pixels", "tokens"), "input: unknown input 'pixels'; known: continuous, tokens."),
-        (({"dim": 3}, "tokens"), "input.dim: unknown key 'dim'; known here: max_length, position."),
+        (({"dim": 3}, "tokens"), "input.dim: unknown key 'dim'; known here: max_length, position, scale."),
     ],
 )
 def test_ends_that_do_not_fit_are_refused(ends: tuple[Any, Any], said: str) -> None:
@@ -166,3 +166,19 @@ def test_a_step_that_is_not_the_same_everywhere_is_not_decoded_by_one_graph(
     ends: tuple[Any, Any], said: str | None
 ) -> None:
     assert position_dependence(made(ends)) == said
+
+
+def test_embeddings_are_scaled_where_they_enter_alone() -> None:
+    """With tied logits: the table is sqrt(16) times as large where it is read, not where it is written."""
+    spec = {"extends": "transformer", "name": "scaled", "model_dim": 16, "layout": {"repeat": 1, "of": "main"}}
+    plain, scaled = (
+        archspec.compile({**spec, "input": {"scale": scale}}, vocab_size=7, seed=0, dtype=torch.float64)
+        for scale in ("none", "sqrt_dim")
+    )
+    tokens = torch.arange(7)[None]
+    with torch.no_grad():
+        plain.get_parameter("embedding.weight").mul_(4.0)
+        torch.testing.assert_close(plain(tokens).logits / 4.0, scaled(tokens).logits)
+    hashes = [architecture_hash(archspec.load({**spec, "input": end})) for end in ({}, {"scale": "none"})]
+    assert hashes[0] == hashes[1]
+    assert architecture_hash(archspec.load({**spec, "input": {"scale": "sqrt_dim"}})) != hashes[0]

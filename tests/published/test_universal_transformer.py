@@ -53,11 +53,11 @@ def one_pass(s: Tensor, number: int, p: Parameters) -> Tensor:
 
 def test_every_token_halts_by_itself() -> None:
     """Tokens are looked at one by one: when each halts, what it leaves for others to read, and what it costs."""
-    enlarged = {"embedding.weight": 16.0, "halting.0.weight": 20.0, "halting.0.offset": -0.5}
+    enlarged = {"halting.0.weight": 20.0, "halting.0.offset": -0.5}
     model = perturbed("universal_transformer", "auto", enlarged)
     p = dict(model.named_parameters())
     tokens = torch.randint(0, 32, (2, 9), generator=torch.Generator().manual_seed(6))
-    s = p["embedding.weight"][tokens]
+    s = p["embedding.weight"][tokens] * math.sqrt(p["embedding.weight"].shape[1])
     halted: dict[tuple[int, int], int] = {}
     spent = {(b, t): torch.zeros((), dtype=torch.float64) for b in range(2) for t in range(9)}
     result = {place: torch.zeros(s.shape[-1], dtype=torch.float64) for place in spent}
