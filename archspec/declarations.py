@@ -140,15 +140,24 @@ def num_buffered(parameters: Mapping[str, Parameter]) -> int:
 
 def num_accumulated(mixer: MemoryMixer, dims: HeadDims) -> int:
     """Return the scalars that a mixer's gates keep between tokens, those inside other gates included."""
-
-    def of(gate: Gate, seen: HeadDims) -> int:
-        seen = seen_dims(gate, seen, dims)
-        rows, columns = gate_size(gate.per, seen)
-        own = seen.num_heads * rows * columns if gate.keeps is not None else 0
-        return own + sum(of(inner, seen) for _, inner in gates_of(gate))
-
     pairs = mixer.retention.gate_dims(dims)  # a retention of complex numbers has half as many
-    return sum(of(gate, pairs if path.startswith("retention.") else dims) for path, gate in mixer.named_gates())
+    return sum(
+        accumulated_by(gate, pairs if path.startswith("retention.") else dims, dims)
+        for path, gate in mixer.named_gates()
+    )
+
+
+def accumulated_by(gate: Gate, seen: HeadDims, head: HeadDims) -> int:
+    """Return the scalars that one gate and those inside it keep between tokens.
+
+    Args:
+        seen: sizes of what the gate varies over.
+        head: sizes of the head.
+    """
+    seen = seen_dims(gate, seen, head)
+    rows, columns = gate_size(gate.per, seen)
+    own = seen.num_heads * rows * columns if gate.keeps is not None else 0
+    return own + sum(accumulated_by(inner, seen, head) for _, inner in gates_of(gate))
 
 
 def gate_parameters(

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from archspec.composition import Finding
-from archspec.declarations import gate_parameters
+from archspec.declarations import accumulated_by, gate_parameters
 from archspec.errors import nearest
 from archspec.initial import Parameter
+from archspec.kept import Kept
 from archspec.schema import Readout
 from archspec.shapes import HeadDims
 
@@ -27,6 +28,11 @@ def readout_parameters(readout: Readout, widths: Mapping[str, int], dims: HeadDi
         gate = gate_parameters(readout.gate, widths, dims)
         found.update({f"readout.gate.{name}": p for name, p in gate.items()})
     return found
+
+
+def readout_kept(readout: Readout, dims: HeadDims) -> Kept:
+    """Return what the gate keeps between tokens."""
+    return Kept(memory=0 if readout.gate is None else accumulated_by(readout.gate, dims, dims))
 
 
 def readout_findings(readout: Readout, streams: list[str], home: str) -> Iterator[Finding]:

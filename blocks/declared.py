@@ -118,7 +118,8 @@ def _sample(law: Initial, shape: tuple[int, ...], generator: torch.Generator, de
         step = _log_uniform(1e-3, 0.1, shape, generator).clamp(min=1e-4)
         return step + torch.log(-torch.expm1(-step))  # softplus^-1(step)
     if law.law == "identity":
-        return torch.eye(shape[-2], shape[-1]).expand(shape).clone()
+        # A vector multiplies channel by channel: its identity is one in each.
+        return torch.eye(shape[-2], shape[-1]).expand(shape).clone() if len(shape) > 1 else torch.ones(shape)
     if law.law == "by_depth":
         layer, num_layers = depth
         ratio = layer / max(num_layers - 1, 1)

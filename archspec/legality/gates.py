@@ -148,6 +148,18 @@ def _readout(context: Context) -> Iterator[Finding]:
             yield tuple(path.split(".")), f"a query has key channels; found per {gate.per}: use head or key."
 
 
+def _summed(context: Context) -> Iterator[Finding]:
+    """What scales the key in a sum over its channels stays on them."""
+    for path, gate in fitting.every_gate(context.mixer):
+        strength = getattr(gate, "strength", None)
+        if not gate.sums_channels or strength is None:
+            continue
+        found = granularity_of(context.mixer, strength)
+        if found not in ("head", "key"):
+            place = (*path.split("."), "strength")
+            yield place, f"it scales a key, which has key channels; found per {found}: use head or key."
+
+
 RULES: tuple[Rule, ...] = (
     _gate_axes,
     _token_step,
@@ -155,4 +167,5 @@ RULES: tuple[Rule, ...] = (
     _bias_gates,
     _derived_key,
     _readout,
+    _summed,
 )

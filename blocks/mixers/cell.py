@@ -15,7 +15,7 @@ from archspec.errors import nearest
 from archspec.families import Dim, Stream
 from archspec.initial import FAN_IN, Parameter, Parameters
 from archspec.kept import Kept
-from archspec.readouts import readout_findings, readout_parameters
+from archspec.readouts import readout_findings, readout_kept, readout_parameters
 from archspec.schema import WIDTH, Readout
 from archspec.shapes import HeadDims
 
@@ -129,7 +129,8 @@ class Cell(Mixer, kind="cell"):
     def own_state(self, model_dim: int) -> Kept:
         dims = self.cell_dims(model_dim)
         kept = len(set(self.state)) * dims.num_heads * dims.dim
-        return Kept(memory=kept, buffer=num_buffered(self.own_parameters(model_dim)))
+        own = Kept(memory=kept, buffer=num_buffered(self.own_parameters(model_dim)))
+        return own + readout_kept(self.readout, self.head_dims(model_dim))
 
     def findings(self, model_dim: int) -> Iterator[Finding]:
         found = [*self._stream_findings(), *self._name_findings()]

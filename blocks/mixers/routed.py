@@ -18,7 +18,7 @@ from archspec.families import Dim, Part, Projection, Source
 from archspec.fitting import blocks_divide
 from archspec.initial import FAN_IN, ZEROS, Parameter, Parameters
 from archspec.kept import Kept
-from archspec.readouts import readout_findings, readout_parameters
+from archspec.readouts import readout_findings, readout_kept, readout_parameters
 from archspec.schema import MemoryMixer, Readout
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class Routed(Mixer, kind="routed"):
     def kept(self, model_dim: int, of: Callable[[Mixer], Kept]) -> Kept:
         learned = mixer_parameters(self.expert, model_dim)
         found = Kept(buffer=num_buffered(self.own_parameters(model_dim)))
+        found += readout_kept(self.readout, self.expert.dims(model_dim))
         for index, path in enumerate(self.instances()):
             adapted = self.adapt if path[0] == "always_on" else {}
             given = [name for name in self.computed_once(model_dim) if name not in adapted] if index else []

@@ -195,6 +195,14 @@ MIXERS: dict[str, dict[str, Any]] = {
         },
     },
     "learned key": {**LINEAR, "key": {"kind": "learned", "norm": "l2"}, "bias": "l2"},
+    "a read-out of experts whose gate keeps a sum": {
+        "kind": "routed",
+        "experts": 2,
+        "of": {"num_heads": 2, "key_dim": 4, "value_dim": 6, **LINEAR},
+        "readout": {"gate": "running_softmax"},
+        **dict.fromkeys(("num_heads", "key_dim", "value_dim")),
+    },
+    "an identity that skips": {**LINEAR, "output": {"kind": "skip", "init": "identity"}, "value_dim": 4},
 }
 
 
@@ -398,6 +406,13 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
         (
             {**LINEAR, "readout": {"correction": {"kind": "learned", "start": "query_key"}}},
             "'start' takes the place of 'init', for activation none or exp, and reads no token",
+        ),
+        (
+            {
+                **LINEAR,
+                "readout": {"correction": {"kind": "query_key", "strength": {"kind": "sigmoid", "per": "state"}}},
+            },
+            "readout.correction.strength: it scales a key, which has key channels; found per state: use head or key.",
         ),
         (
             {**LINEAR, "readout": {"gate": {"kind": "learned", "init_of": "value"}}},
