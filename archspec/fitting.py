@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from archspec.composition import Finding, Path
 from archspec.declarations import stream_widths
@@ -194,10 +194,14 @@ def _several(mixer: MemoryMixer) -> Iterator[Finding]:
 
 def _gates(mixer: MemoryMixer, dims: HeadDims, widths: dict[str, int]) -> Iterator[Finding]:
     blends = [(f"{name}.blend.gate", mixer.projection(name).blend) for name in PROJECTIONS]  # type: ignore[arg-type]
-    outer = [*mixer.named_gates(), *((path, blend.gate) for path, blend in blends if blend is not None)]
-    inner = [found for path, gate in outer for found in nested_gates(gate, f"{path}.")]
-    for path, gate in [*outer, *inner]:
-        if gate.has_source and gate.block_size is not None:
-            sizes = gate_size(gate.per, dims)
-            width = sum(widths[source] for source in gate.from_)
-            yield from blocks_divide(gate, width, dims.num_heads * sizes[0] * sizes[1], tuple(path.split(".")))
+    for path, gate in [*mixer.named_gates(), *((path, blend.gate) for path, blend in blends if blend is not None)]:
+        yield from gate_blocks_divide(path, gate, widths, dims)
+
+
+def gate_blocks_divide(path: str, gate: Gate, widths: Mapping[str, int], dims: HeadDims) -> Iterator[Finding]:
+    """The same of a gate's map and of the gates inside it, where the streams that they read are known."""
+    for place, part in [(path, gate), *nested_gates(gate, f"{path}.")]:
+        if part.has_source and part.block_size is not None and all(source in widths for source in part.from_):
+            sizes = gate_size(part.per, dims)
+            width = sum(widths[source] for source in part.from_)
+            yield from blocks_divide(part, width, dims.num_heads * sizes[0] * sizes[1], tuple(place.split(".")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -91,7 +92,7 @@ def _plain(spec: Spec) -> SequenceModel:
 
 
 class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the largest finite number that any operation gives."""
+    """Notes the largest finite number that any operation gives; an exponential may give more than that in one step."""
 
     largest: float = 0.0
 
@@ -102,11 +103,13 @@ class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for x in tree_leaves(result):
             if isinstance(x, torch.Tensor) and x.is_floating_point() and x.numel():
                 self.largest = max(self.largest, float(x.abs().nan_to_num(0.0, 0.0, 0.0).max()))
+                if func.name() in ("aten::exp", "aten::expm1") and bool(x.isposinf().any()):
+                    self.largest = math.inf
         return result
 
 
 def largest(run: Callable[[], object]) -> float:
-    """Return the largest finite number on the way through ``run``, up to where it stops being finite."""
+    """Return the largest number on the way through ``run``, up to where it stops being finite."""
     mode = _Largest()  # type: ignore[no-untyped-call]
     with mode, suppress(NotFinite):
         run()

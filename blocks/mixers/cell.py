@@ -13,6 +13,7 @@ from archspec.composition import Finding, Lowered, Mixer, Path
 from archspec.declarations import num_buffered, source_parameters, stream_width
 from archspec.errors import nearest
 from archspec.families import Dim, Stream
+from archspec.fitting import gate_blocks_divide
 from archspec.initial import FAN_IN, Parameter, Parameters
 from archspec.kept import Kept
 from archspec.readouts import readout_findings, readout_kept, readout_parameters
@@ -149,6 +150,9 @@ class Cell(Mixer, kind="cell"):
                 yield ("project",), f"{self.output} has {width} channels and the model {model_dim}; project them."
             home = "a cell has nodes for that"
             yield from readout_findings(self.readout, ["input", *self.streams], home)
+            if self.readout.gate is not None:
+                sizes = self.head_dims(model_dim)
+                yield from gate_blocks_divide("readout.gate", self.readout.gate, dims.widths, sizes)
 
     def _stream_findings(self) -> Iterator[Finding]:
         seen = ["input"]

@@ -15,7 +15,7 @@ from archspec.composition import Finding, Mixer, Path, joined
 from archspec.declarations import mixer_parameters, num_buffered, source_parameters
 from archspec.errors import nearest
 from archspec.families import Dim, Part, Projection, Source
-from archspec.fitting import blocks_divide
+from archspec.fitting import blocks_divide, gate_blocks_divide
 from archspec.initial import FAN_IN, ZEROS, Parameter, Parameters
 from archspec.kept import Kept
 from archspec.readouts import readout_findings, readout_kept, readout_parameters
@@ -180,6 +180,9 @@ class Routed(Mixer, kind="routed"):
         yield from self._sharing_findings(model_dim)
         home = "write it under 'of', in its own 'readout'"
         yield from readout_findings(self.readout, ["input"], home)
+        if self.readout.gate is not None:
+            dims = self.expert.dims(model_dim)
+            yield from gate_blocks_divide("readout.gate", self.readout.gate, {"input": model_dim}, dims)
 
     def _sharing_findings(self, model_dim: int) -> Iterator[Finding]:
         try:

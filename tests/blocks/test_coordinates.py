@@ -439,6 +439,16 @@ def test_forms_split_and_steps_agree_and_sizes_are_as_predicted(name: str) -> No
             "of.output: what the memories return is combined before one linear map; remove 'output'.",
         ),
         (
+            {
+                "kind": "routed",
+                "experts": 2,
+                "of": {"num_heads": 2, "key_dim": 4, "value_dim": 6, **LINEAR},
+                "readout": {"gate": {"kind": "silu", "block_size": 4}},
+                **dict.fromkeys(("num_heads", "key_dim", "value_dim")),
+            },
+            "readout.gate.block_size: blocks of 4 need equal widths that it divides; found 8 in and 12 out.",
+        ),
+        (
             {**VECTOR, "qk": {"norm": "l2"}, "key_dim": 4},
             "memory vector is written and read as a whole: remove 'qk', or use 'matrix'.",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -106,6 +107,8 @@ def test_what_counts_as_reached_is_computed() -> None:
     """Memory that nothing has been written to is no number that the recurrence reaches."""
     assert largest(lambda: torch.empty(10_000).fill_(2.0)) == 2
     assert largest(lambda: torch.full((3,), 1e20).sum()) == pytest.approx(3e20)
+    assert largest(lambda: torch.tensor([1e5], dtype=torch.float64).exp()) == math.inf
+    assert largest(lambda: torch.tensor([0.0]).log().exp()) == 0
 
 
 def test_a_broken_promise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
