@@ -180,9 +180,13 @@ class Routed(Mixer, kind="routed"):
         yield from self._sharing_findings(model_dim)
         home = "write it under 'of', in its own 'readout'"
         yield from readout_findings(self.readout, ["input"], home)
-        if self.readout.gate is not None:
+        if self.readout.gate is None:
+            return
+        try:
             dims = self.expert.dims(model_dim)
-            yield from gate_blocks_divide("readout.gate", self.readout.gate, {"input": model_dim}, dims)
+        except ValueError:
+            return  # sizes that do not fit are reported where they stand
+        yield from gate_blocks_divide("readout.gate", self.readout.gate, {"input": model_dim}, dims)
 
     def _sharing_findings(self, model_dim: int) -> Iterator[Finding]:
         try:
