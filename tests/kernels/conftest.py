@@ -147,3 +147,33 @@ def random_inputs() -> Inputs:
         return inputs
 
     return make
+
+
+@pytest.fixture
+def split_and_stepped() -> Callable[[Op, dict[str, Tensor]], None]:
+    """Return a check that two stretches, and single tokens, compute what a whole sequence in fp64 does."""
+
+    # Rounding differs with where the sequence is cut.
+    near = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-11)
+
+    def check(op: Op, inputs: dict[str, Tensor]) -> None:
+        """``op`` returns the last state; all inputs but ``initial_state`` have time as their second axis."""
+        state: Tensor | None = inputs.pop("initial_state")
+
+        def run(tokens: slice, start: Tensor | None) -> tuple[Tensor, Tensor]:
+            o, last = op(**{name: x[:, tokens] for name, x in inputs.items()}, initial_state=start)
+            assert o is not None
+            assert last is not None
+            return o, last
+
+        whole, last = run(slice(None), state)
+        first, middle = run(slice(13), state)
+        second, end = run(slice(13, None), middle)
+        near(torch.cat([first, second], 1), whole)
+        near(end, last)
+        for t in range(whole.shape[1]):
+            o, state = run(slice(t, t + 1), state)
+            near(o[:, 0], whole[:, t])
+        near(state, last)
+
+    return check
