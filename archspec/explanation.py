@@ -10,14 +10,12 @@ from typing import Any
 from archspec.canonical import architecture_hash
 from archspec.complexity import Complexity, predict
 from archspec.composition import Mixer, inside
-from archspec.launches import NO_GATE, ROW_GATE, TOKEN_GATE, Launch, launches
+from archspec.launches import H100_MULTIPROCESSORS, NO_GATE, ROW_GATE, TOKEN_GATE, Launch, launches
 from archspec.loading import dotted, load
 from archspec.lowering import Decision, Plan, plan
 from archspec.pieces import fused_pieces
 from archspec.rule import Rule
 from archspec.schema import MemoryMixer, Spec
-
-H100_MULTIPROCESSORS = 132
 
 
 def explain(
@@ -116,7 +114,7 @@ class Explanation:
         rule = Rule.of(mixer, self.spec.model_dim)
         gate = rule.retention.decay_gate
         kind = NO_GATE if gate is None else TOKEN_GATE if rule.granularity(gate) == "head" else ROW_GATE
-        length = self.context * getattr(rule.update, "steps", 1)
+        length = self.context * rule.update.steps_per_token
         dims = rule.dims
         return launches(
             decision.family, kind, self.batch, length, dims.num_heads, dims.key_dim, dims.value_dim,

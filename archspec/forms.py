@@ -66,7 +66,7 @@ def form_of(decision: Decision, backend: str = "auto") -> Form:
     one dtype, the narrowest of theirs: some features are wider than the projections that autocast or a model of 16 bits
     makes.
     """
-    run = _recurrence if decision.family == "recurrence" else _FORMS[decision.family]
+    run = _FORMS[decision.family]
 
     def form(
         rule: Rule, quantities: Quantities, state: MemoryState | None = None, position: int = 0
@@ -206,4 +206,5 @@ _FORMS = {
     "sequential": sequential,
     "softmax": _attention,
     "online": _online,
+    "recurrence": _recurrence,
 }

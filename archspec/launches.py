@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+H100_MULTIPROCESSORS = 132  # of an H200 too
+
 # How the state decays: not, by a factor a token, or by a factor a chunk along its rows or columns.
 NO_GATE, TOKEN_GATE, ROW_GATE, COLUMN_GATE = 0, 1, 2, 3
 

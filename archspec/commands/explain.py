@@ -8,6 +8,7 @@ from typing import Any
 
 from archspec.commands import positive
 from archspec.errors import EXIT_OK
+from archspec.launches import H100_MULTIPROCESSORS
 
 
 def register(verbs: Any) -> None:
@@ -19,7 +20,10 @@ def register(verbs: Any) -> None:
     parser.add_argument("--context", type=positive, default=2048, help="tokens in the context (default: 2048)")
     parser.add_argument("--batch", type=positive, default=1, help="sequences at a time, for launches (default: 1)")
     parser.add_argument(
-        "--multiprocessors", type=positive, default=132, help="of the CUDA device (default: 132, an H100 or H200)"
+        "--multiprocessors",
+        type=positive,
+        default=H100_MULTIPROCESSORS,
+        help=f"of the CUDA device (default: {H100_MULTIPROCESSORS}, an H100 or H200)",
     )
     parser.add_argument("--json", action="store_true", help="data instead of text")
     parser.add_argument("--plugin", action="append", metavar="MODULE", help="a module that defines components")

@@ -8,17 +8,14 @@ over a window of tokens are ``joint_delta_rule`` and ``windowed_delta_rule``, ga
 
 from __future__ import annotations
 
-from typing import get_args
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from archspec.errors import UnsupportedError, unknown
 from archspec.kernels.backend import check_cu_seqlens, check_floating, check_shape, default_scale, resolve_backend
 from archspec.kernels.delta.checks import check_keys
 from archspec.kernels.delta.chunked import delta_rule_chunked
 from archspec.kernels.delta.columns import column_delta_rule
-from archspec.kernels.delta.inputs import DeltaInputs, Order
+from archspec.kernels.delta.inputs import DeltaInputs, Order, check_order
 from archspec.kernels.delta.joint import joint_delta_rule
 from archspec.kernels.delta.reference import delta_rule_reference
 from archspec.kernels.delta.step import delta_rule_step
@@ -85,8 +82,7 @@ def delta_rule(
         UnsupportedError: an unknown order, or a backend that cannot serve these tensors.
     """
     inputs, sizes = _check(q, k, v, beta, g, write_beta, read_key, erase_key)
-    if order not in get_args(Order):
-        raise UnsupportedError(f"{_OP}: {unknown('order', order, get_args(Order))}")
+    check_order(_OP, order)
     sizes["N"] = check_cu_seqlens(_OP, cu_seqlens, sizes["B"])
     if initial_state is not None:
         check_shape(_OP, "initial_state", initial_state, "N HV K V", sizes)

@@ -17,17 +17,16 @@ exponent is of a decay between two tokens, at most zero.
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from archspec.errors import UnsupportedError, unknown
 from archspec.kernels.backend import check_floating, check_shape, default_scale, resolve_backend, state_dtype
-from archspec.kernels.delta.inputs import Order
-from archspec.kernels.dplr.decay import clamp_log_decay, sum_dtype
+from archspec.kernels.delta.inputs import DecaySums, Order, check_order, later_tokens
+from archspec.kernels.dplr.decay import clamp_log_decay
 from archspec.kernels.dplr.inputs import check_same_dtype, check_tokens
 
 _OP = "column_delta_rule"
@@ -94,8 +93,7 @@ def column_delta_rule(
         initial_state=initial_state,
     )
     check_same_dtype(_OP, q=q, k=k, v=v, read_key=reader)
-    if order not in get_args(Order):
-        raise UnsupportedError(f"{_OP}: {unknown('order', order, get_args(Order))}")
+    check_order(_OP, order)
     form = resolve_backend(_OP, backend, v, has_triton=False)
     dtype = state_dtype(v)
     written = v.to(dtype) * (beta if write_beta is None else write_beta).to(dtype)
@@ -177,11 +175,8 @@ def _chunks(tokens: _Columns, order: Order) -> list[_Chunk]:
     C = min(CHUNK, length)
     padded = (pad(x, (0, 0, 0, -length % C)) if length % C else x for x in tokens)
     q, k, p, v, beta, g = (x.view(x.shape[0], -1, C, x.shape[-1]) for x in padded)  # [M, N, C, d]
-    precise = g.to(sum_dtype(g))
-    sums = precise.cumsum(2)
-    earlier = sums - precise
-    read, write = sums if order == "decay_first" else earlier, earlier if order == "step_first" else sums
-    later = torch.ones(C, C, dtype=torch.bool, device=q.device).triu()
+    sums, read, write = DecaySums.of(g, order)
+    later = later_tokens(C, q.device)
 
     def between(ends: Tensor, hidden: Tensor) -> Tensor:
         """Return the decay from writes to reads of the same chunk [M, N, 1 or V, C, C]."""

@@ -29,7 +29,7 @@ from archspec.kernels.delta.serial_fused import _delta_backward, _delta_forward
 from archspec.kernels.direct import direct
 from archspec.kernels.linear.call import Call, make_call, precision
 from archspec.kernels.linear.channel_gradients_fused import channel_backward
-from archspec.kernels.linear.channels_fused import Prepared, prepare_channels
+from archspec.kernels.linear.channels_fused import Prepared, prepare_channels, takes_pairs
 from archspec.kernels.linear.segments_fused import token_sums
 from archspec.launches import (
     NO_GATE,
@@ -134,8 +134,7 @@ def _key_gradients(
     config = delta_gradients_config(call.K, q.element_size())
     blocks = -(-call.K // config.block)
     # Under a decay per channel the parts of k's gradient are scaled before they add up.
-    # fp16 has no room for factors up to e^-G_C: there the pairs of a decay per channel are taken later.
-    pairs = made is None or q.dtype != torch.float16
+    pairs = made is None or takes_pairs(q)
     dq, dk = (torch.empty_like(q, dtype=torch.float32 if made else q.dtype) for _ in range(2))
     dk_write = torch.empty_like(dk) if made else None
     dg = torch.empty(call.slots, call.HV, call.K, dtype=torch.float32, device=q.device) if made else None

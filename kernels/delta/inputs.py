@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
+
+from archspec.errors import UnsupportedError, unknown
+from archspec.kernels.dplr.decay import sum_dtype
 
 Order = Literal["decay_first", "together", "step_first"]
 """Whether a token decays the memory before its step, in one sum with it, or after it."""
+
+
+def check_order(op: str, order: str) -> None:
+    """Check that there is such an order.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    if order not in get_args(Order):
+        raise UnsupportedError(f"{op}: {unknown('order', order, get_args(Order))}")
+
+
+class DecaySums(NamedTuple):
+    """Sums of log decays inside chunks, [M, N, C, ..] each, in the precision that differences of them need.
+
+    Up to a token (G), when its prediction is read (R) and when its step is added (W): G, or G before its own decay.
+    """
+
+    sums: Tensor
+    read: Tensor
+    write: Tensor
+
+    @classmethod
+    def of(cls, g: Tensor, order: Order) -> DecaySums:
+        """Return the sums of clamped log decays g [M, N, C, ..]."""
+        precise = g.to(sum_dtype(g))
+        sums = precise.cumsum(2)
+        earlier = sums - precise
+        return cls(sums, sums if order == "decay_first" else earlier, earlier if order == "step_first" else sums)
+
+
+def later_tokens(count: int, device: torch.device) -> Tensor:
+    """Return which columns of [C, C] are no earlier than their rows."""
+    return torch.ones(count, count, dtype=torch.bool, device=device).triu()
 
 
 class DeltaInputs(NamedTuple):

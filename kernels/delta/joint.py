@@ -6,13 +6,12 @@ Where windows share products of their keys, windowed.py makes less of them; this
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from archspec.errors import UnsupportedError, unknown
 from archspec.kernels.backend import (
     check_floating,
     check_groups,
@@ -21,7 +20,7 @@ from archspec.kernels.backend import (
     resolve_backend,
     state_dtype,
 )
-from archspec.kernels.delta.inputs import Order
+from archspec.kernels.delta.inputs import Order, check_order
 from archspec.kernels.dplr.chunked import run_engine
 from archspec.kernels.dplr.decay import clamp_log_decay
 from archspec.kernels.dplr.inputs import check_same_dtype, check_tokens, expand_gate, expand_heads
@@ -86,8 +85,7 @@ def joint_delta_rule(
         check_shape(_OP, "initial_state", initial_state, "B HV K V", sizes)
     check_floating(_OP, v.device, q=q, k=k, v=v, beta=beta, g=g, read_key=reader, initial_state=initial_state)
     check_same_dtype(_OP, q=q, k=k, v=v, read_key=reader)
-    if order not in get_args(Order):
-        raise UnsupportedError(f"{_OP}: {unknown('order', order, get_args(Order))}")
+    check_order(_OP, order)
     form = resolve_backend(_OP, backend, v, has_triton=False)
     compute = _reference if form == "reference" or (backend == "auto" and sizes["T"] == 1) else _chunked
     query, key, read = (expand_heads(x, sizes["HV"]) for x in (q, k, reader))

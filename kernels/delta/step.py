@@ -6,15 +6,13 @@ the output and nothing is read on the host.
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from archspec.errors import ShapeError, UnsupportedError, unknown
+from archspec.errors import ShapeError
 from archspec.kernels.backend import check_floating, check_groups, check_shape, default_scale, resolve_backend
-from archspec.kernels.delta.inputs import DeltaInputs, Order
+from archspec.kernels.delta.inputs import DeltaInputs, Order, check_order
 
 _OP = "delta_rule_step"
 
@@ -51,8 +49,7 @@ def delta_rule_step(
         UnsupportedError: an unknown order, or a backend that cannot serve these tensors.
     """
     inputs, sizes = _check(DeltaInputs(q, k, v, beta, g, write_beta, read_key, erase_key), state)
-    if order not in get_args(Order):
-        raise UnsupportedError(f"{_OP}: {unknown('order', order, get_args(Order))}")
+    check_order(_OP, order)
     scale = default_scale(scale, sizes["K"])
     # The Triton step has no backward; one token's gradient is rarely wanted and torch gives it.
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, state))

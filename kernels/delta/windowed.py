@@ -15,18 +15,18 @@ matrices are made for all chunks side by side; then chunks follow one another.
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from archspec.errors import ShapeError, UnsupportedError, unknown
+from archspec.errors import ShapeError
 from archspec.kernels.backend import check_floating, check_shape, default_scale, resolve_backend, state_dtype
-from archspec.kernels.delta.inputs import Order
+from archspec.kernels.delta.inputs import DecaySums, Order, check_order, later_tokens
 from archspec.kernels.delta.joint import joint_delta_rule
-from archspec.kernels.dplr.decay import clamp_log_decay, sum_dtype
+from archspec.kernels.dplr.decay import clamp_log_decay
 from archspec.kernels.dplr.inputs import check_same_dtype, check_tokens
 
 _OP = "windowed_delta_rule"
@@ -90,8 +90,7 @@ def windowed_delta_rule(
     check_same_dtype(_OP, q=q, k=k, v=v, read_key=reader)
     if sizes["N"] < sizes["T"]:
         raise ShapeError(f"{_OP}: found {sizes['N']} keys for {sizes['T']} queries; required is one a query at least.")
-    if order not in get_args(Order):
-        raise UnsupportedError(f"{_OP}: {unknown('order', order, get_args(Order))}")
+    check_order(_OP, order)
     form, scale = resolve_backend(_OP, backend, v, has_triton=False), default_scale(scale, sizes["K"])
     if form == "reference" or (backend == "auto" and sizes["T"] == 1):
         length = sizes["N"] - sizes["T"] + 1
@@ -194,11 +193,8 @@ class _Decay:
     """
 
     def __init__(self, g: Tensor, order: Order) -> None:
-        precise = g.to(sum_dtype(g))
-        sums = precise.cumsum(-1)
-        earlier = sums - precise
-        read, write = sums if order == "decay_first" else earlier, earlier if order == "step_first" else sums
-        later = torch.ones(g.shape[-1], g.shape[-1], dtype=torch.bool, device=g.device).triu()
+        sums, read, write = DecaySums.of(g, order)
+        later = later_tokens(g.shape[-1], g.device)
 
         def between(ends: Tensor, hidden: Tensor) -> Tensor:
             return (ends[..., :, None] - write[..., None, :]).to(g.dtype).masked_fill(hidden, -torch.inf).exp()

@@ -188,6 +188,14 @@ class Prepared:
     key_scores: Tensor | None = None  # of k with k [B, T, HV, C]
 
 
+def takes_pairs(q: Tensor) -> bool:
+    """Return whether sums over a chunk take the pairs inside it too, by factors up to e^-G_C.
+
+    fp16 has no room for these: there the pairs of a decay per channel are taken later.
+    """
+    return q.dtype != torch.float16
+
+
 def empty_channels(call: Call, q: Tensor, *, read_keys: bool = False) -> Prepared:
     """Return what `prepare_channels` fills."""
     shape = (call.B, call.T, call.HV)

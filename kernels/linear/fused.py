@@ -32,7 +32,7 @@ from torch import Tensor
 from archspec.kernels.direct import direct
 from archspec.kernels.linear.call import Call, make_call, precision
 from archspec.kernels.linear.channel_gradients_fused import channel_backward
-from archspec.kernels.linear.channels_fused import Prepared, empty_channels, prepare_channels
+from archspec.kernels.linear.channels_fused import Prepared, empty_channels, prepare_channels, takes_pairs
 from archspec.kernels.linear.gates_fused import boundary_shares, carried_shares, token_backward
 from archspec.kernels.linear.segments_fused import segment_starts, token_sums
 from archspec.kernels.linear.sweep_fused import Sums, chunk_sums, launch_sweep, row_sums
@@ -114,8 +114,7 @@ def _backward_impl(
         sums_q, sums_k = row_sums(call, q, blocks), row_sums(call, k, blocks)
     elif made:
         sums_q, sums_k = chunk_sums(call, made.q), chunk_sums(call, made.k)
-    # fp16 has no room for factors up to e^-G_C: there the pairs of a decay per channel are taken later.
-    pairs = made is None or q.dtype != torch.float16
+    pairs = made is None or takes_pairs(q)
     sweep = partial(
         sweep, decay_columns=made is not None, pairs=pairs, transposed=True, wide=made is not None and pairs
     )

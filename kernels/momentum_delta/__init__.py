@@ -5,15 +5,13 @@ Covers Titans' long-term memory with a matrix as its network, gradients taken at
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from archspec.errors import UnsupportedError, unknown
 from archspec.kernels.backend import check_floating, check_shape, default_scale, resolve_backend, state_dtype
 from archspec.kernels.delta.checks import check_keys
+from archspec.kernels.delta.inputs import check_order
 from archspec.kernels.momentum_delta.chunked import momentum_delta_chunked
 from archspec.kernels.momentum_delta.inputs import MomentumDeltaInputs, MomentumDeltaState, Order
 from archspec.kernels.momentum_delta.reference import momentum_delta_reference
@@ -75,8 +73,7 @@ def momentum_delta_rule(
         UnsupportedError: an unknown order, or a backend that cannot serve these tensors.
     """
     inputs, sizes = _check(q, k, v, step, momentum, g, write_step, read_key, erase_key)
-    if order not in get_args(Order):
-        raise UnsupportedError(f"{_OP}: {unknown('order', order, get_args(Order))}")
+    check_order(_OP, order)
     form = resolve_backend(_OP, backend, v, has_triton=False)
     compute = momentum_delta_reference if form == "reference" else momentum_delta_chunked
     start = _start(initial_state, v, sizes)
