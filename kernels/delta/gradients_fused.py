@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from archspec.kernels.linear.channels_fused import ONE_ANCHOR
+from archspec.kernels.linear.channels_fused import END_ANCHOR
 from archspec.kernels.tiles import (
     LOG2E,
     LOWEST_LOG2,
@@ -87,7 +87,7 @@ def _delta_gradients(
     With a decay per channel q, k_read and k are q e^G, k e^G and k e^(G_C - G), and gradients are of these: dq_out
     and dk_out as readers, dk_write_out as the writer, and <S_end, dS> per channel in dg_out [slots, HV, K]. If PAIRS
     they have the pairs inside the chunk, brought to the same scale by e^-G_C; a channel whose decay is too strong for
-    that (``ONE_ANCHOR``) leaves its pairs out. Otherwise they have what crosses the chunk's ends.
+    that (``END_ANCHOR``) leaves its pairs out. Otherwise they have what crosses the chunk's ends.
     """
     BLOCKS: tl.constexpr = (K + BK - 1) // BK
     i_k, slot, i_h = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS // HV, tl.program_id(0) // BLOCKS % HV
@@ -137,7 +137,7 @@ def _delta_gradients(
                 tile_k_read = load_rows(k_read + key_offset, row, length, HV * K, cols_k, C, K, EVEN_K)
                 pairs = tl.where(seen_pairs(False, False, C), pairs, 0.0).to(dtype)
                 erased_pairs = tl.where(seen_pairs(False, True, C), erased_pairs, 0.0).to(dtype)
-                unfold = tl.exp2(tl.where(totals > ONE_ANCHOR, -totals, float("-inf")))[None, :]
+                unfold = tl.exp2(tl.where(totals > END_ANCHOR, -totals, float("-inf")))[None, :]
                 dq += tl.dot(pairs, tile_k, input_precision=PRECISION) * unfold
                 dk += tl.dot(erased_pairs, tile_k, input_precision=PRECISION) * unfold
                 own = tl.dot(tl.trans(pairs), tile_q, input_precision=PRECISION) * scale

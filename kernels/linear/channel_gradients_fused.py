@@ -11,14 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from archspec.kernels.linear.call import Call, wide_precision
-from archspec.kernels.linear.channels_fused import (
-    BLOCK_ROWS,
-    ONE_ANCHOR,
-    block_factors,
-    load_fall,
-    load_shifted,
-    one_anchor,
-)
+from archspec.kernels.linear.channels_fused import END_ANCHOR, all_above, halved_factors, split_sums
 from archspec.kernels.tiles import (
     LOG2E,
     LOWEST_LOG2,
@@ -28,7 +21,7 @@ from archspec.kernels.tiles import (
     slot_chunk,
     store_rows,
 )
-from archspec.launches import channel_gradients_config, next_power_of_two, padded_dim, scaled_config
+from archspec.launches import channel_gradients_config, next_power_of_two, padded_dim, scaled_config, strong_config
 
 
 @triton.jit
@@ -49,32 +42,6 @@ def _score_gradients(
         pairs = tl.dot(tile_do, tl.trans(tile_v), acc=pairs, input_precision=PRECISION)
     pairs = tl.where(seen_pairs(False, STRICT, C), pairs * scale, 0.0)
     store_rows(out_base, pairs, row, length, out_stride, tl.arange(0, C), C, C, True)
-
-
-@triton.jit
-def _near_gradients(
-    pairs, tile, tile_k, x_base, k_base, g_base, row, length, stride, g_stride, cols, dx, dk, share,
-    C: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """Add to dx of the readers x (the tile), dk and their share what comes of pairs inside blocks of sixteen rows."""
-    rows = tl.arange(0, C)
-    fall = tl.zeros(tile.shape, tl.float32)
-    rise = tl.zeros(tile.shape, tl.float32)
-    for distance in range(BLOCK_ROWS):
-        if distance > 0:
-            fall += load_fall(g_base, row, length, g_stride, cols, 1 - distance, C, K)
-            rise += load_fall(g_base, row, length, g_stride, cols, distance, C, K)
-        key = load_shifted(k_base, row, length, stride, cols, -distance, C, K)
-        at = rows[None, :] == rows[:, None] - distance
-        part = tl.sum(tl.where(at, pairs, 0.0), 1)[:, None] * tl.exp2(fall) * key
-        dx += part
-        share += part * tile
-        reader = load_shifted(x_base, row, length, stride, cols, distance, C, K)
-        at = rows[:, None] == rows[None, :] + distance
-        part = tl.sum(tl.where(at, pairs, 0.0), 0)[:, None] * tl.exp2(rise) * reader
-        dk += part
-        share -= part * tile_k
-    return dx, dk, share
 
 
 @triton.jit
@@ -178,7 +145,7 @@ def _channel_gradients(
         tl.debug_barrier()
         rows = tl.arange(0, C)
         for i_k in range((K + BK - 1) // BK):
-            if one_anchor(decay, slot, i_h, i_k * BK, HV, K, BK) != 0:
+            if all_above(decay, END_ANCHOR, slot, i_h, i_k * BK, HV, K, BK) != 0:
                 cols = i_k * BK + tl.arange(0, BK)
                 gates = load_rows(g + offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
                 at = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols
@@ -227,7 +194,7 @@ def _strong_gradients(
     i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
     start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
     row = chunk * C
-    if row < length:
+    if row < length and all_above(decay, END_ANCHOR, slot, i_h, 0, HV, K, K) == 0:
         EVEN: tl.constexpr = K % BK == 0
         H: tl.constexpr = HV // G
         q_base, k_base = q + (start * H + i_h // G) * K, k + (start * H + i_h // G) * K
@@ -235,63 +202,57 @@ def _strong_gradients(
         v_offset, c_offset = (start * HV + i_h) * V, (start * HV + i_h) * C
         wide: tl.constexpr = tl.bfloat16 if q.dtype.element_ty == tl.bfloat16 else tl.float32
         rows = tl.arange(0, C)
+        _score_gradients(
+            v + v_offset, do + v_offset, pairs_out + c_offset, scale, row, length, HV * V, HV * C, V, BV, C, False,
+            PRECISION,
+        )  # fmt: skip
+        if erased is not None:
+            _score_gradients(
+                v + v_offset, erased + v_offset, own_out + c_offset, -1.0, row, length, HV * V, HV * C, V, BV, C, True,
+                PRECISION,
+            )  # fmt: skip
+        tl.debug_barrier()
         for i_k in range((K + BK - 1) // BK):
-            if one_anchor(decay, slot, i_h, i_k * BK, HV, K, BK) == 0:
-                _score_gradients(
-                    v + v_offset, do + v_offset, pairs_out + c_offset, scale, row, length, HV * V, HV * C, V, BV, C,
-                    False, PRECISION,
-                )  # fmt: skip
-                if erased is not None:
-                    _score_gradients(
-                        v + v_offset, erased + v_offset, own_out + c_offset, -1.0, row, length, HV * V, HV * C, V, BV,
-                        C, True, PRECISION,
-                    )  # fmt: skip
-                tl.debug_barrier()
-                pairs = load_rows(pairs_out + c_offset, row, length, HV * C, rows, C, C, True)
-                if erased is not None:
-                    own = load_rows(own_out + c_offset, row, length, HV * C, rows, C, C, True)
+            if all_above(decay, END_ANCHOR, slot, i_h, i_k * BK, HV, K, BK) == 0:
                 cols = i_k * BK + tl.arange(0, BK)
                 gates = load_rows(g + offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
-                tile_q = load_rows(q_base, row, length, H * K, cols, C, K, EVEN).to(tl.float32)
-                tile_k = load_rows(k_base, row, length, H * K, cols, C, K, EVEN).to(tl.float32)
+                tile_q = load_rows(q_base, row, length, H * K, cols, C, K, EVEN)
+                tile_k = load_rows(k_base, row, length, H * K, cols, C, K, EVEN)
                 at = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols
                 chunk_total = tl.load(decay + at, mask=cols < K, other=0.0)[None, :]
-                sums = tl.cumsum(tl.maximum(gates * LOG2E, LOWEST_LOG2), 0)
+                gates = tl.maximum(gates * LOG2E, LOWEST_LOG2)
+                whole, part = split_sums(gates)
                 dq = tl.zeros([C, BK], tl.float32)
                 dk = tl.zeros([C, BK], tl.float32)
                 share = tl.zeros([C, BK], tl.float32)
-                d_read = tl.zeros([C, BK], tl.float32)
-                for block in range(1, C // BLOCK_ROWS):
-                    grow, shrink = block_factors(sums, block, C)
+                width = tl.full((), C, tl.int32)
+                while width > 0:
+                    grow, shrink, seen, left = halved_factors(whole, part, width, C)
                     reads, writes = (tile_q * grow).to(wide), (tile_k * shrink).to(wide)
-                    to_reads = tl.dot(pairs.to(wide), writes, input_precision=PRECISION)
-                    to_writes = tl.dot(tl.trans(pairs.to(wide)), reads, input_precision=PRECISION)
+                    pairs = load_rows(pairs_out + c_offset, row, length, HV * C, rows, C, C, True)
+                    pairs = tl.where(seen, pairs, 0.0).to(wide)
+                    to_reads = tl.dot(pairs, writes, input_precision=PRECISION)
+                    to_writes = tl.dot(tl.trans(pairs), reads, input_precision=PRECISION)
                     share += reads * to_reads
                     dq += to_reads * grow
                     if erased is not None:
                         reads = (tile_k * grow).to(wide)
-                        to_reads = tl.dot(own.to(wide), writes, input_precision=PRECISION)
-                        to_writes = tl.dot(tl.trans(own.to(wide)), reads, acc=to_writes, input_precision=PRECISION)
+                        pairs = load_rows(own_out + c_offset, row, length, HV * C, rows, C, C, True)
+                        pairs = tl.where(seen, pairs, 0.0).to(wide)
+                        to_reads = tl.dot(pairs, writes, input_precision=PRECISION)
+                        to_writes = tl.dot(tl.trans(pairs), reads, acc=to_writes, input_precision=PRECISION)
                         share += reads * to_reads
-                        d_read += to_reads * grow
+                        dk += to_reads * grow
                     share -= writes * to_writes
                     dk += to_writes * shrink
-                dq, dk, share = _near_gradients(
-                    pairs.to(tl.float32), tile_q, tile_k, q_base, k_base, g + offset, row, length, H * K, HV * K, cols,
-                    dq, dk, share, C, K,
-                )  # fmt: skip
-                if erased is not None:
-                    d_read, dk, share = _near_gradients(
-                        own.to(tl.float32), tile_k, tile_k, k_base, k_base, g + offset, row, length, H * K, HV * K,
-                        cols, d_read, dk, share, C, K,
-                    )  # fmt: skip
+                    width = width // 2 * left
+                sums = tl.cumsum(gates, 0)  # as they were rounded for what crosses the chunk's ends
                 if MILD_KNOWN:
-                    wanted = chunk_total <= ONE_ANCHOR
+                    wanted = chunk_total <= END_ANCHOR
                     dq, dk, share = tl.where(wanted, dq, 0.0), tl.where(wanted, dk, 0.0), tl.where(wanted, share, 0.0)
-                    d_read = tl.where(wanted, d_read, 0.0)
                 to_end = tl.exp2(tl.minimum(chunk_total - sums, 0.0))
                 _finish(
-                    dq, dk, d_read, share, tl.exp2(sums), to_end, q_base, k_base, g, offset, q_cross, read_cross,
+                    dq, dk, 0.0, share, tl.exp2(sums), to_end, q_base, k_base, g, offset, q_cross, read_cross,
                     k_cross, carried, dq_out, dk_out, dg_out, row, length, slot, i_h, H * K, cols, HV, K, C, EVEN,
                 )  # fmt: skip
 
@@ -311,17 +272,13 @@ def channel_backward(
         erased, read_cross: of k as a reader, whose pairs s < t have the gradient ``-erased_t . v_s``, and its cross.
         has_pairs: whether the cross shares have the pairs inside chunks, but for channels of too strong decay.
     """
-    config = channel_gradients_config(call.K)
     dtype = q.dtype if call.HV == call.H else torch.float32
     dq, dk = (torch.empty_like(q_cross, dtype=dtype) for _ in range(2))
     dg = torch.empty_like(g, dtype=torch.float32)
     pairs, own = (v.new_empty(*v.shape[:3], call.chunk) if x is not None else None for x in (do, erased))
     sizes = {"G": call.HV // call.H, "K": call.K, "N_PADDED": next_power_of_two(call.N), **call.sizes()}
     known = q_cross, read_cross, k_cross, carried, dq, dk, dg, cu_seqlens
-    of_pairs = {
-        "V": call.V, "BV": min(64, padded_dim(call.V)), "PRECISION": wide_precision(q), "BK": config.block,
-        "num_warps": config.num_warps, "num_stages": config.num_stages,
-    }  # fmt: skip
+    of_pairs = {"V": call.V, "BV": min(64, padded_dim(call.V)), "PRECISION": wide_precision(q), **sizes}
     if has_pairs:
         tile = scaled_config(call.K)
         _scaled_gradients[(call.slots * call.HV * -(-call.K // tile.block),)](
@@ -329,11 +286,14 @@ def channel_backward(
             num_stages=tile.num_stages, **sizes,
         )  # fmt: skip
     else:
+        tile = channel_gradients_config(call.K)
         _channel_gradients[(call.slots * call.HV,)](
-            q, k, g, v, do, erased, decay, pairs, own, *known, scale, call.N, call.T, **of_pairs, **sizes
-        )
+            q, k, g, v, do, erased, decay, pairs, own, *known, scale, call.N, call.T, BK=tile.block,
+            num_warps=tile.num_warps, num_stages=tile.num_stages, **of_pairs,
+        )  # fmt: skip
+    tile = strong_config(call.K)
     _strong_gradients[(call.slots * call.HV,)](
-        q, k, g, v, do, erased, decay, pairs, own, *known, scale, call.N, call.T, MILD_KNOWN=has_pairs, **of_pairs,
-        **sizes,
+        q, k, g, v, do, erased, decay, pairs, own, *known, scale, call.N, call.T, MILD_KNOWN=has_pairs, BK=tile.block,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, **of_pairs,
     )  # fmt: skip
     return dq, dk, dg

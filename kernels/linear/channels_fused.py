@@ -6,10 +6,9 @@ With G the sums of the log decays inside a chunk and G_C their total, the score 
 
 one product for the whole chunk, since with G_C / 2 as the anchor no exponent exceeds half the chunk's decay. It is
 taken in tf32: in bf16 its factors' rounding is the output's largest error (0.0033 in all instead of 0.0027). Where
-half the decay is too much, a kernel of its own takes the pairs by sixteen rows: those before the rows from the anchor
-G at the row before them, where no factor exceeds one, and those among them one distance t - s at a time, with their
-exact decay. It is launched always, since only the device knows whether there is anything to do, and mostly finds
-nothing.
+half the decay is too much, a kernel of its own cuts the chunk in halves until half the decay of none is: pairs in
+different halves meet at the middle, where no factor exceeds one, and those in the same half at half its decay. It is
+launched always, since only the device knows whether there is anything to do.
 """
 
 # Bodies of jitted functions are Triton's language, not Python: they have no types to check.
@@ -26,63 +25,66 @@ from torch import Tensor
 
 from archspec.kernels.linear.call import Call
 from archspec.kernels.tiles import LOG2E, LOWEST_LOG2, load_rows, sequence_bounds, slot_chunk, store_rows
-from archspec.launches import next_power_of_two, prepare_config
+from archspec.launches import next_power_of_two, prepare_config, strong_config
 
-# The strongest decay of a chunk in log2 that one anchor serves: a product of two factors, also of a pair that is
-# masked afterwards, then stays inside fp32's (and bf16's) range, with room for the size of q and k.
-ONE_ANCHOR = tl.constexpr(-100.0)
-BLOCK_ROWS = tl.constexpr(16)
+# The strongest decay of a chunk in log2 that its end serves as the anchor for, where factors reach 2^-decay; and that
+# half of it serves for. What factors multiply and sum up to then stays inside fp32's (and bf16's) range of 2^127.
+END_ANCHOR = tl.constexpr(-100.0)
+HALF_ANCHOR = tl.constexpr(-200.0)
 
 
 @triton.jit
-def one_anchor(decay, slot, i_h, first, HV: tl.constexpr, K: tl.constexpr, BK: tl.constexpr):
-    """Whether no channel of ``first`` to ``first + BK`` decays too much over a chunk for one anchor."""
+def all_above(decay, limit, slot, i_h, first, HV: tl.constexpr, K: tl.constexpr, BK: tl.constexpr):
+    """Whether every channel of ``first`` to ``first + BK`` decays less than to ``limit`` over a chunk."""
     smallest = tl.full((), 0.0, tl.float32)
     for i in tl.static_range((BK + 15) // 16):
         cols = first + i * 16 + tl.arange(0, 16)
         at = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols
         smallest = tl.minimum(smallest, tl.min(tl.load(decay + at, mask=cols < K, other=0.0), 0))
-    return (smallest > ONE_ANCHOR).to(tl.int32)
+    return (smallest > limit).to(tl.int32)
 
 
 @triton.jit
-def block_factors(sums, block, C: tl.constexpr):
-    """Factors of the rows of a block and of the rows before it, zero elsewhere [C, BK], from the row before it."""
-    rows = tl.arange(0, C)[:, None]
-    anchor = tl.sum(tl.where(rows == block * BLOCK_ROWS - 1, sums, 0.0), 0)[None, :]
-    grow = tl.exp2(tl.where(rows // BLOCK_ROWS == block, sums - anchor, float("-inf")))
-    return grow, tl.exp2(tl.where(rows < block * BLOCK_ROWS, anchor - sums, float("-inf")))
+def split_sums(gates):
+    """Sums of log2 decays over rows [C, BK], of their whole parts, which are exact, and of what is left.
+
+    Differences between sums of thousands would lose three digits of the decay between neighbours.
+    """
+    whole = tl.floor(gates)
+    return tl.cumsum(whole, 0), tl.cumsum(gates - whole, 0)
 
 
 @triton.jit
-def load_shifted(base, first, length, stride, cols, shift, C: tl.constexpr, D: tl.constexpr):
-    """Rows ``shift`` after those of a chunk [C, len(cols)]; zero outside each row's own block of sixteen."""
+def _since(whole, part, index):
+    """Sums [C, BK] less those of the rows ``index`` [C], of none where it is negative."""
+    at = tl.broadcast_to(tl.maximum(index, 0)[:, None], whole.shape)
+    keep = (index >= 0)[:, None]
+    return (whole - tl.where(keep, tl.gather(whole, at, 0), 0.0)) + (part - tl.where(keep, tl.gather(part, at, 0), 0.0))
+
+
+@triton.jit
+def halved_factors(whole, part, width, C: tl.constexpr):
+    """What serves pairs of rows in blocks of ``width``, given `split_sums` of the chunk.
+
+    Where half of no block's decay is too much, all pairs s <= t of its blocks meet there, and nothing is left. Else
+    those in different halves of a block meet at its middle.
+
+    Returns:
+        Factors of readers and of writers [C, BK], the pairs [C, C], and whether pairs are left (1 or 0).
+    """
     rows = tl.arange(0, C)
-    place = rows % BLOCK_ROWS + shift
-    keep = (place >= 0) & (place < BLOCK_ROWS) & (rows + shift < length - first)
-    at = base + (tl.cast(first, tl.int64) + rows + shift)[:, None] * stride + cols[None, :]
-    return tl.load(at, mask=keep[:, None] & (cols < D)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def load_fall(base, first, length, stride, cols, shift, C: tl.constexpr, D: tl.constexpr):
-    """Log2 decays of the rows that `load_shifted` loads."""
-    return tl.maximum(load_shifted(base, first, length, stride, cols, shift, C, D) * LOG2E, LOWEST_LOG2)
-
-
-@triton.jit
-def _near_scores(tile, k_base, g_base, row, length, k_stride, g_stride, cols, C: tl.constexpr, K: tl.constexpr):
-    """Scores [C, C] of a tile's rows with the keys of their own block of sixteen."""
-    rows = tl.arange(0, C)
-    total = tl.zeros([C, C], tl.float32)
-    fall = tl.zeros(tile.shape, tl.float32)
-    for distance in range(BLOCK_ROWS):
-        key = load_shifted(k_base, row, length, k_stride, cols, -distance, C, K)
-        if distance > 0:
-            fall += load_fall(g_base, row, length, g_stride, cols, 1 - distance, C, K)
-        value = tl.sum(tile * key * tl.exp2(fall), 1)
-        total += tl.where(rows[None, :] == rows[:, None] - distance, value[:, None], 0.0)
-    return total
+    first = rows // width * width
+    within = _since(whole, part, first - 1)
+    total = within - _since(whole, part, first + width - 1)
+    at_middle = _since(whole, part, first + width // 2 - 1)
+    left = (tl.min(tl.min(total, 1), 0) <= HALF_ANCHOR).to(tl.int32)
+    rise = tl.where(left != 0, at_middle, within - 0.5 * total)
+    most = tl.where(left != 0, 0.0, -0.5 * HALF_ANCHOR)
+    reads, writes = tl.exp2(tl.minimum(rise, most)), tl.exp2(tl.minimum(-rise, most))
+    same = first[:, None] == first[None, :]
+    late = rows - first >= width // 2
+    apart = late[:, None] & (late[None, :] == 0)
+    return reads, writes, same & tl.where(left != 0, apart, rows[:, None] >= rows[None, :]), left
 
 
 @triton.jit(do_not_specialize=["T", "N"])
@@ -117,18 +119,17 @@ def _prepare_channels(
             sums = tl.cumsum(gates, 0)
             chunk_total = tl.sum(gates, 0)
             tl.store(decay + (tl.cast(slot, tl.int64) * HV + i_h) * K + cols, chunk_total, mask=cols < K)
-            anchor = tl.exp2(tl.minimum(-0.5 * chunk_total, -0.5 * ONE_ANCHOR))[None, :]
+            half = tl.maximum(0.5 * chunk_total, 0.5 * HALF_ANCHOR)[None, :]
             to_end = tile_k * tl.exp2(tl.minimum(chunk_total[None, :] - sums, 0.0))
             store_rows(k_out + hv_offset, to_end, row, length, HV * K, cols, C, K, EVEN)
-            write = tl.trans(to_end * anchor)
-            from_start = tl.exp2(sums)
-            read = tile_q * from_start
-            store_rows(q_out + hv_offset, read, row, length, HV * K, cols, C, K, EVEN)
-            total = tl.dot(read * anchor, write, acc=total, input_precision="tf32")
+            write = tl.trans(tile_k * tl.exp2(tl.minimum(half - sums, -0.5 * HALF_ANCHOR)))
+            # Not e^G times e^(-G_C / 2): e^G may be zero where that product is not.
+            from_start, from_half = tl.exp2(sums), tl.exp2(sums - half)
+            store_rows(q_out + hv_offset, tile_q * from_start, row, length, HV * K, cols, C, K, EVEN)
+            total = tl.dot(tile_q * from_half, write, acc=total, input_precision="tf32")
             if key_scores is not None:
-                read = tile_k * from_start
-                store_rows(k_read_out + hv_offset, read, row, length, HV * K, cols, C, K, EVEN)
-                key_total = tl.dot(read * anchor, write, acc=key_total, input_precision="tf32")
+                store_rows(k_read_out + hv_offset, tile_k * from_start, row, length, HV * K, cols, C, K, EVEN)
+                key_total = tl.dot(tile_k * from_half, write, acc=key_total, input_precision="tf32")
         seen = rows[:, None] >= rows[None, :]
         at = (start * HV + i_h) * C
         store_rows(scores + at, tl.where(seen, total, 0.0), row, length, HV * C, rows, C, C, True)
@@ -142,34 +143,32 @@ def _strong_scores(
     HV: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr,
     PACKED: tl.constexpr, N_PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Replace the scores of a chunk that has a channel whose decay is too strong for one anchor."""
+    """Replace the scores of a chunk that has a channel of which half the decay is too strong an anchor."""
     slot, i_h = tl.program_id(0) // HV, tl.program_id(0) % HV
     i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
     start, length = sequence_bounds(cu_seqlens, i_n, T, PACKED)
     row = chunk * C
-    if row < length and one_anchor(decay, slot, i_h, 0, HV, K, K) == 0:
+    if row < length and all_above(decay, HALF_ANCHOR, slot, i_h, 0, HV, K, K) == 0:
         EVEN: tl.constexpr = K % BK == 0
         H: tl.constexpr = HV // G
         q_base, k_base = q + (start * H + i_h // G) * K, k + (start * H + i_h // G) * K
-        g_base = g + (start * HV + i_h) * K
         rows = tl.arange(0, C)
         total = tl.zeros([C, C], tl.float32)
         key_total = tl.zeros([C, C], tl.float32)
         for i_k in range((K + BK - 1) // BK):
             cols = i_k * BK + tl.arange(0, BK)
-            gates = load_rows(g_base, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
-            sums = tl.cumsum(tl.maximum(gates * LOG2E, LOWEST_LOG2), 0)
-            tile_q = load_rows(q_base, row, length, H * K, cols, C, K, EVEN).to(tl.float32)
-            tile_k = load_rows(k_base, row, length, H * K, cols, C, K, EVEN).to(tl.float32)
-            for block in range(1, C // BLOCK_ROWS):
-                grow, shrink = block_factors(sums, block, C)
-                write = tl.trans(tile_k * shrink)
-                total = tl.dot(tile_q * grow, write, acc=total, input_precision="tf32")
+            gates = load_rows(g + (start * HV + i_h) * K, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
+            whole, part = split_sums(tl.maximum(gates * LOG2E, LOWEST_LOG2))
+            tile_q = load_rows(q_base, row, length, H * K, cols, C, K, EVEN)
+            tile_k = load_rows(k_base, row, length, H * K, cols, C, K, EVEN)
+            width = tl.full((), C, tl.int32)
+            while width > 0:
+                reads, writes, pairs, left = halved_factors(whole, part, width, C)
+                write = tl.trans(tile_k * writes)
+                total += tl.where(pairs, tl.dot(tile_q * reads, write, input_precision="tf32"), 0.0)
                 if key_scores is not None:
-                    key_total = tl.dot(tile_k * grow, write, acc=key_total, input_precision="tf32")
-            total += _near_scores(tile_q, k_base, g_base, row, length, H * K, HV * K, cols, C, K)
-            if key_scores is not None:
-                key_total += _near_scores(tile_k, k_base, g_base, row, length, H * K, HV * K, cols, C, K)
+                    key_total += tl.where(pairs, tl.dot(tile_k * reads, write, input_precision="tf32"), 0.0)
+                width = width // 2 * left
         at = (start * HV + i_h) * C
         store_rows(scores + at, total, row, length, HV * C, rows, C, C, True)
         if key_scores is not None:
@@ -211,15 +210,14 @@ def prepare_channels(
     """Scale q and k of every chunk to its ends and take their scores; of k as a reader too when ``read_keys``."""
     made = empty_channels(call, q, read_keys=read_keys)
     config = prepare_config(call.K)
-    shared = {
-        "G": call.HV // call.H, "K": call.K, "BK": config.block, "N_PADDED": next_power_of_two(call.N),
-        "num_warps": config.num_warps, "num_stages": config.num_stages, **call.sizes(),
-    }  # fmt: skip
+    sizes = {"G": call.HV // call.H, "K": call.K, "N_PADDED": next_power_of_two(call.N), **call.sizes()}
     _prepare_channels[(call.slots * call.HV,)](
         q, k, g, made.decay, made.q, made.k, made.k_read, made.scores, made.key_scores, cu_seqlens, call.N, call.T,
-        **shared,
+        BK=config.block, num_warps=config.num_warps, num_stages=config.num_stages, **sizes,
     )  # fmt: skip
+    config = strong_config(call.K)
     _strong_scores[(call.slots * call.HV,)](
-        q, k, g, made.decay, made.scores, made.key_scores, cu_seqlens, call.N, call.T, **shared
-    )
+        q, k, g, made.decay, made.scores, made.key_scores, cu_seqlens, call.N, call.T,
+        BK=config.block, num_warps=config.num_warps, num_stages=config.num_stages, **sizes,
+    )  # fmt: skip
     return made

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from archspec.kernels.linear.call import Call, precision
-from archspec.kernels.linear.channels_fused import ONE_ANCHOR
+from archspec.kernels.linear.channels_fused import END_ANCHOR
 from archspec.kernels.tiles import (
     first_slot,
     head_and_block,
@@ -47,7 +47,7 @@ def _sweep(
 
     Where the decay falls on the columns, z is already scaled to the chunk's end (or start, in reverse), and out still
     wants the decay from there: pairs z is brought to the state's scale by e^-G_C. A column whose decay is too strong
-    for that (``ONE_ANCHOR``) leaves its pairs out.
+    for that (``END_ANCHOR``) leaves its pairs out.
 
     x, y: [rows, HV/GXY, DY]; z, w: [rows, HV/GZ, DZ]; out: [rows, HV, DZ]; states [segments, N*HV, DY, DZ] (or
     transposed). Sums for gate gradients: ROW_SUMS writes sum_d w out and its share through the state to
@@ -126,7 +126,7 @@ def _sweep(
                 inside = tl.sum(tile_w * (result * scale), 1)
                 result += cross
             elif GATE == 3:
-                unfold = tl.exp2(tl.where(chunk_total > ONE_ANCHOR, -chunk_total, float("-inf")))
+                unfold = tl.exp2(tl.where(chunk_total > END_ANCHOR, -chunk_total, float("-inf")))
                 result = cross + tl.dot(pairs, tile_z, input_precision=PRECISION) * unfold[None, :]
             else:
                 result = tl.dot(pairs, tile_z, acc=cross, input_precision=PRECISION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
@@ -64,6 +65,15 @@ def agree() -> Agree:
     return check
 
 
+@pytest.fixture(autouse=True)
+def _give_memory_back(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a test on a card, free what torch keeps for later: other processes test on the same card."""
+    yield
+    if request.node.get_closest_marker("gpu") is not None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 @contextlib.contextmanager
 def _nan_filled(on: bool) -> Iterator[None]:
     """While ``on``, new tensors hold NaN: torch's deterministic mode fills them."""
@@ -121,11 +131,12 @@ def random_inputs() -> Inputs:
 
     def make(
         T: int, heads: tuple[int, int], dims: tuple[int, int], gate: str, dtype: torch.dtype, device: str,
-        num_states: int, batch: int, *, strong: bool = False, delta: bool = False,
+        num_states: int, batch: int, *, strong: bool = False, rate: float = 0.0, delta: bool = False,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Random inputs in ``dtype`` (strengths, gates and state fp32).
 
-        ``strong`` mixes decays to exp(-20) and alpha = 0; ``delta`` gives unit keys and strengths up to 2.
+        ``strong`` mixes decays to exp(-20) and alpha = 0, ``rate`` is the most that log decays fall by besides;
+        ``delta`` gives unit keys and strengths up to 2.
         """
         generator = torch.Generator(device).manual_seed(T)
         real = functools.partial(torch.randn, generator=generator, device=device)
@@ -140,6 +151,8 @@ def random_inputs() -> Inputs:
         shape = {"head": (HV,), "token": (batch, T, HV), "key": (batch, T, HV, K)}.get(gate)
         if shape is not None:
             g = torch.nn.functional.logsigmoid(real(*shape) + 3) / 4
+            if rate:
+                g = g - rate * torch.rand(*shape, generator=generator, device=device)
             if strong:
                 g = g * torch.where(real(*shape) > 1, 80.0, 1.0)
                 g = g.masked_fill(real(*shape) > 2, -torch.inf)

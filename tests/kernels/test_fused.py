@@ -42,8 +42,13 @@ SMALL = [
     ("delta", "key", 200, (1, 1), (16, 16)),
 ]
 DIMS = [(16, 16), (32, 64), (60, 96), (64, 64), (100, 100), (128, 128), (128, 64), (64, 256), (256, 256)]
+RATES = [3.2, 6.0, 12.0, 50.0]
+"""Up to so much a token, log decays reach half of what one anchor serves in all channels, or in halves of a chunk, in
+quarters, in single tokens."""
 
 both = pytest.mark.parametrize("name", OPS)
+# NumPy warns where pairs overflow that no one reads: an early reader's with a late writer.
+may_overflow = pytest.mark.filterwarnings("ignore:overflow encountered in matmul:RuntimeWarning")
 
 
 @pytest.fixture
@@ -75,9 +80,18 @@ def test_interpreted_fp16(gate: str, op: Op, draw: Inputs, triton_agrees: Check)
 
 @pytest.mark.interpreter
 @both
+@may_overflow
 @pytest.mark.parametrize("gate", ["token", "key"])
 def test_interpreted_strong_decay(gate: str, op: Op, draw: Inputs, triton_agrees: Check) -> None:
     triton_agrees(op, draw(100, (1, 1), (16, 16), gate, torch.float32, "cpu", 1, 1, strong=True))
+
+
+@pytest.mark.interpreter
+@both
+@may_overflow
+@pytest.mark.parametrize("rate", RATES)
+def test_interpreted_rates(rate: float, op: Op, draw: Inputs, triton_agrees: Check) -> None:
+    triton_agrees(op, draw(100, (1, 1), (16, 16), "key", torch.float32, "cpu", 1, 1, rate=rate))
 
 
 @pytest.mark.interpreter
@@ -112,6 +126,13 @@ def test_on_the_card_grouped_and_packed(gate: str, op: Op, draw: Inputs, triton_
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_on_the_card_strong_decay(gate: str, dtype: torch.dtype, op: Op, draw: Inputs, triton_agrees: Check) -> None:
     triton_agrees(op, draw(2000, (2, 2), (128, 128), gate, dtype, "cuda", 2, 2, strong=True))
+
+
+@pytest.mark.gpu
+@both
+@pytest.mark.parametrize("rate", RATES)
+def test_on_the_card_rates(rate: float, op: Op, draw: Inputs, triton_agrees: Check) -> None:
+    triton_agrees(op, draw(2000, (2, 2), (128, 128), "key", torch.bfloat16, "cuda", 2, 2, rate=rate))
 
 
 def results(call: Op, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
