@@ -23,7 +23,7 @@ from archspec.kernels.pointwise.reference import (
 __all__ = ["gated_product", "gated_rms_norm", "l2_norm", "log_decay", "short_convolution"]
 
 MAX_CONV_WIDTH = 8
-"""Widest convolution of the Triton kernel: its backward pass keeps 2 W - 1 shifted tiles in registers."""
+"""Widest convolution of the Triton kernel: its backward pass keeps W tokens of x and dz and W + 1 sums in registers."""
 
 MAX_NORM_DIM = 8192
 """Longest axis that one program of the Triton norm holds."""

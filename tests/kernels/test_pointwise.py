@@ -65,6 +65,10 @@ CASES: dict[str, tuple[Op, dict[str, tuple[int, ...]]]] = {
     "conv one token": (convolve("silu"), {"x": (3, 1, 20), "weight": (20, 4), "initial_state": (3, 3, 20)}),
     "conv two tokens from nothing": (convolve("silu"), {"x": (3, 2, 20), "weight": (20, 4)}),
     "conv of width one": (convolve("silu"), {"x": (2, 5, 20), "weight": (20, 1)}),
+    "conv of width eight": (
+        convolve("silu"),
+        {"x": (3, 37, 150), "weight": (150, 8), "offset": (150,), "initial_state": (3, 7, 150)},
+    ),
     "unit": (unit, {"x": (2, 9, 3, 20)}),
     "rms": (normalise("silu"), {"x": (2, 9, 3, 20), "weight": (20,)}),
     "rms silu": (normalise("silu"), {"x": (2, 150, 3, 20), "gate": (2, 150, 3, 20), "weight": (20,)}),
@@ -118,6 +122,15 @@ def check(name: str, dtype: torch.dtype, device: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_interpreted(name: str, dtype: torch.dtype) -> None:
     check(name, dtype, "cpu")
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("name", ["conv silu offset state", "conv silu long"])
+def test_segments_of_long_convolutions_interpreted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from archspec.kernels.pointwise import convolution_fused
+
+    monkeypatch.setattr(convolution_fused, "CONV_PROGRAMS", 1)  # so that few tokens are walked in long segments, too
+    check(name, torch.float32, "cpu")
 
 
 @pytest.mark.gpu
