@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def direct(
-    forward: Callable[..., Sequence[Tensor]],
+    forward: Callable[..., Tensor | Sequence[Tensor]],
     backward: Callable[..., Sequence[Tensor]],
     save: Callable[..., None],
     differentiate: Callable[..., Any],
@@ -18,7 +18,7 @@ def direct(
     """Return what runs eagerly as a custom op with the same forms would.
 
     Args:
-        forward: returns the output and the last state, which are differentiable, and what backward needs.
+        forward: returns the output, or it and the last state, which are differentiable, and what backward needs.
         backward: stands in for the custom op that is a function of its own, as ``ctx.backward_form``.
         save, differentiate: as given to the custom op's ``register_autograd``.
     """
@@ -26,8 +26,10 @@ def direct(
     class Direct(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
-            output = tuple(forward(*inputs))
-            ctx.mark_non_differentiable(*output[2:])
+            found = forward(*inputs)
+            output = found if isinstance(found, Tensor) else tuple(found)
+            if isinstance(output, tuple):
+                ctx.mark_non_differentiable(*output[2:])
             save(ctx, inputs, output)
             ctx.backward_form = backward
             return output

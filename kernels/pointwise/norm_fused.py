@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from archspec.kernels.direct import direct
 from archspec.kernels.pointwise.activation_fused import ACTIVATION, activate, activate_slope
 from archspec.launches import next_power_of_two
 
@@ -153,15 +154,19 @@ def _norm_backward_fake(
 def _save_norm(ctx, inputs, output):  # type: ignore[no-untyped-def]
     x, weight, gate, ctx.kind, ctx.activation, ctx.eps = inputs
     ctx.save_for_backward(x, weight, gate)
+    ctx.backward_form = _norm_backward_op
 
 
 def _differentiate_norm(ctx, dy):  # type: ignore[no-untyped-def]
     x, weight, gate = ctx.saved_tensors
-    dx, dw, dgate = _norm_backward_op(dy.contiguous(), x, weight, gate, ctx.kind, ctx.activation, ctx.eps)
+    dx, dw, dgate = ctx.backward_form(dy.contiguous(), x, weight, gate, ctx.kind, ctx.activation, ctx.eps)
     return dx, None if weight is None else dw, None if gate is None else dgate, None, None, None
 
 
 _norm_op.register_autograd(_differentiate_norm, setup_context=_save_norm)
+
+
+_direct = direct(norm_forward, norm_backward, _save_norm, _differentiate_norm)
 
 
 def head_norm_fused(
@@ -170,5 +175,6 @@ def head_norm_fused(
     """Run the Triton form; ``kind`` is ``l2`` or ``rms``, other arguments as in `gated_rms_norm`."""
     weight = None if weight is None else weight.contiguous()
     gate = None if gate is None else gate.contiguous()
-    y: Tensor = _norm_op(x.contiguous(), weight, gate, kind, activation, eps)
+    run = _norm_op if torch.compiler.is_compiling() else _direct
+    y: Tensor = run(x.contiguous(), weight, gate, kind, activation, eps)
     return y

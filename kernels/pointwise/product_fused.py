@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from archspec.kernels.direct import direct
 from archspec.kernels.pointwise.activation_fused import ACTIVATION, activate, activate_slope
 
 BLOCK = 2048
@@ -71,17 +72,22 @@ def _product_backward_fake(dout: Tensor, gate: Tensor, up: Tensor, activation: s
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
     gate, up, ctx.activation = inputs
     ctx.save_for_backward(gate, up)
+    ctx.backward_form = _product_backward_op
 
 
 def _differentiate(ctx, dout):  # type: ignore[no-untyped-def]
     gate, up = ctx.saved_tensors
-    return *_product_backward_op(dout.contiguous(), gate, up, ctx.activation), None
+    return *ctx.backward_form(dout.contiguous(), gate, up, ctx.activation), None
 
 
 _product_op.register_autograd(_differentiate, setup_context=_save)
 
 
+_direct = direct(product_forward, product_backward, _save, _differentiate)
+
+
 def gated_product_fused(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """Run the Triton form; arguments as in `archspec.kernels.pointwise.gated_product`, checked there."""
-    out: Tensor = _product_op(gate.contiguous(), up.contiguous(), activation)
+    run = _product_op if torch.compiler.is_compiling() else _direct
+    out: Tensor = run(gate.contiguous(), up.contiguous(), activation)
     return out
