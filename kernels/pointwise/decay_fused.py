@@ -12,24 +12,27 @@ from torch import Tensor
 
 from archspec.launches import next_power_of_two
 
-_SOFTPLUS_SERIES = tl.constexpr(-5.0)  # below, log(1 + e^z) loses digits that e^z - e^2z / 2 + e^3z / 3 keeps
-_SOFTPLUS_LINEAR = tl.constexpr(20.0)  # above, softplus(z) is z, as in torch
-
 
 @triton.jit
 def _softplus(z):
-    e = tl.exp(tl.minimum(z, _SOFTPLUS_LINEAR))
-    result = tl.where(z < _SOFTPLUS_SERIES, e * (1.0 - e * (0.5 - e / 3.0)), tl.log(1.0 + e))
-    return tl.where(z > _SOFTPLUS_LINEAR, z, result)
+    """softplus(z) and its slope, sigmoid(z), in both tails with no relative error but that of exp and of rounding.
+
+    With e = exp(-|z|), softplus is max(z, 0) + log(1 + e), and log(1 + e) = 2 artanh(s) of s = e / (2 + e) <= 1/3.
+    """
+    e = tl.exp(-tl.abs(z))
+    both = 1.0 / ((1.0 + e) * (2.0 + e))
+    s = e * (1.0 + e) * both
+    q = s * s
+    series = 1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13))))))
+    return tl.maximum(z, 0.0) + 2.0 * s * series, (2.0 + e) * both * tl.where(z < 0.0, e, 1.0)
 
 
 @triton.jit
-def _steps(z, offset, rows, cols, keep, C, HAS_OFFSET: tl.constexpr):
-    """z + offset in fp32."""
-    tile = tl.load(z + rows[:, None] * C + cols[None, :], mask=keep, other=0.0).to(tl.float32)
+def _start(offset, cols, C, HAS_OFFSET: tl.constexpr, BC: tl.constexpr):
+    """The offset [1, BC] in fp32, or zeros."""
     if HAS_OFFSET:
-        tile += tl.load(offset + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
-    return tile
+        return tl.load(offset + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
+    return tl.zeros([1, BC], tl.float32)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -43,8 +46,10 @@ def _decay_forward(
     cols = tl.program_id(0) % blocks * BC + tl.arange(0, BC)
     keep = (rows < N)[:, None] & (cols < C)[None, :]
     rate = tl.exp(tl.load(log_rate + cols // SHARED, mask=cols < C, other=0.0).to(tl.float32))
-    tile = _steps(z, offset, rows, cols, keep, C, HAS_OFFSET)
-    tl.store(out + rows[:, None] * C + cols[None, :], -rate[None, :] * _softplus(tile), mask=keep)
+    at = rows[:, None] * C + cols[None, :]
+    tile = tl.load(z + at, mask=keep, other=0.0).to(tl.float32) + _start(offset, cols, C, HAS_OFFSET, BC)
+    size, _ = _softplus(tile)
+    tl.store(out + at, -rate[None, :] * size, mask=keep)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -57,23 +62,38 @@ def _decay_backward(
     i_p = tl.cast(tl.program_id(0) // blocks, tl.int64)
     cols = tl.program_id(0) % blocks * BC + tl.arange(0, BC)
     rate = tl.exp(tl.load(log_rate + cols // SHARED, mask=cols < C, other=0.0).to(tl.float32))[None, :]
-    d_rate, d_offset = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
+    start = _start(offset, cols, C, HAS_OFFSET, BC)
+    rows = i_p * LOOPS * BT + tl.arange(0, BT)
+    at = rows[:, None] * C + cols[None, :]
+    keep = (rows < N)[:, None] & (cols < C)[None, :]
+    z_new = tl.load(z + at, mask=keep, other=0.0)
+    dy_new = tl.load(dy + at, mask=keep, other=0.0)
+    d_rate, d_offset = tl.zeros([BT, BC], tl.float32), tl.zeros([BT, BC], tl.float32)
     for block in range(LOOPS):
-        rows = (i_p * LOOPS + block) * BT + tl.arange(0, BT)
-        keep = (rows < N)[:, None] & (cols < C)[None, :]
-        at = rows[:, None] * C + cols[None, :]
-        gradient = -rate * tl.load(dy + at, mask=keep, other=0.0)
-        tile = _steps(z, offset, rows, cols, keep, C, HAS_OFFSET)
-        d_rate += tl.sum(gradient * _softplus(tile), 0)
-        gradient *= tl.sigmoid(tile)
-        d_offset += tl.sum(gradient, 0)
-        tl.store(dz + at, gradient.to(dz.dtype.element_ty), mask=keep)
-    tl.store(sums + i_p * 2 * C + cols, d_rate, mask=cols < C)
-    tl.store(sums + (i_p * 2 + 1) * C + cols, d_offset, mask=cols < C)
+        tile, gradient = z_new.to(tl.float32) + start, dy_new
+        # The next tile's loads are under way while this one is computed with.
+        ahead = at + (block + 1) * BT * C
+        keep = ((rows < N - (block + 1) * BT) & (block + 1 < LOOPS))[:, None] & (cols < C)[None, :]
+        z_new = tl.load(z + ahead, mask=keep, other=0.0)
+        dy_new = tl.load(dy + ahead, mask=keep, other=0.0)
+        size, slope = _softplus(tile)
+        d_rate += gradient * size
+        gradient *= slope
+        d_offset += gradient
+        keep = (rows < N - block * BT)[:, None] & (cols < C)[None, :]
+        tl.store(dz + at + block * BT * C, (-rate * gradient).to(dz.dtype.element_ty), mask=keep)
+    # Products are summed by element on the way, and over rows once.
+    to = sums + i_p * 2 * C + cols
+    tl.store(to, tl.sum(-rate * d_rate, 0), mask=cols < C)
+    tl.store(to + C, tl.sum(-rate * d_offset, 0), mask=cols < C)
 
 
 DECAY_TILE = 1024
 DECAY_LOOPS = 16
+"""Most tiles that one program of the backward pass walks."""
+
+DECAY_PROGRAMS = 1024
+"""Programs below which it walks fewer: eight a multiprocessor of an H100."""
 
 
 def _decay_sizes(z: Tensor) -> tuple[int, int, int, int]:
@@ -104,12 +124,13 @@ def _decay_fake(z: Tensor, log_rate: Tensor, offset: Tensor | None) -> Tensor:
 def decay_backward(dy: Tensor, z: Tensor, log_rate: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return dz, and the gradients of the log rate and of the offset."""
     N, C, BT, BC = _decay_sizes(z)
-    tiles = -(-N // BT)
-    loops = min(DECAY_LOOPS, next_power_of_two(tiles))
+    tiles, blocks = -(-N // BT), -(-C // BC)
+    # The greatest power of two, which are few to compile, that leaves so many programs.
+    loops = min(DECAY_LOOPS, next_power_of_two(tiles * blocks // DECAY_PROGRAMS + 1) // 2 or 1)
     spans = -(-tiles // loops)
     dz = torch.empty_like(z)
     sums = torch.empty(spans, 2, C, dtype=torch.float32, device=z.device)
-    _decay_backward[(spans * -(-C // BC),)](
+    _decay_backward[(spans * blocks,)](
         z, log_rate, offset, dy, dz, sums, N, C, SHARED=C // log_rate.numel(), BT=BT, BC=BC, LOOPS=loops,
         HAS_OFFSET=offset is not None, num_warps=4,
     )  # fmt: skip

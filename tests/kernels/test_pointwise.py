@@ -125,12 +125,27 @@ def test_interpreted(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("name", ["conv silu offset state", "conv silu long"])
-def test_segments_of_long_convolutions_interpreted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from archspec.kernels.pointwise import convolution_fused
+@pytest.mark.parametrize("name", ["conv silu offset state", "conv silu long", "decay per head", "decay per key"])
+def test_long_walks_interpreted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from archspec.kernels.pointwise import convolution_fused, decay_fused
 
-    monkeypatch.setattr(convolution_fused, "CONV_PROGRAMS", 1)  # so that few tokens are walked in long segments, too
+    # So that one program walks many of few tokens, as it does of many.
+    monkeypatch.setattr(convolution_fused, "CONV_PROGRAMS", 1)
+    monkeypatch.setattr(decay_fused, "DECAY_PROGRAMS", 1)
+    monkeypatch.setattr(decay_fused, "DECAY_TILE", 128)
     check(name, torch.float32, "cpu")
+
+
+@pytest.mark.interpreter
+def test_log_decays_keep_their_digits_in_both_tails() -> None:
+    z = torch.linspace(-40, 40, 401).view(1, -1, 1, 1).requires_grad_()
+    log_rate = torch.zeros(1, 1)
+    found = log_decay(z, log_rate, backend="triton")
+    (slope,) = torch.autograd.grad(found.sum(), z)
+    exact = z.detach().double()
+    wanted = -(exact.clamp(min=0) + torch.log1p(torch.exp(-exact.abs())))
+    torch.testing.assert_close(found.double(), wanted, rtol=5e-7, atol=0)
+    torch.testing.assert_close(slope.double(), -exact.sigmoid(), rtol=5e-7, atol=0)
 
 
 @pytest.mark.gpu
