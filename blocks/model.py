@@ -304,7 +304,8 @@ class SequenceModel(Declared):
 
     def _code(self, step: Embed, x: Tensor, position: int) -> Tensor:
         """Return the code of a pass [1, D], or of each token's position and the pass [T, D]."""
-        code = sinusoid(torch.tensor([step.number], device=x.device), x.shape[-1])
+        # Filled on the device: a number that is copied there makes the host wait, and cannot be captured.
+        code = sinusoid(torch.full((1,), step.number, device=x.device), x.shape[-1])
         if step.positions:
             places = torch.arange(position, position + x.shape[1], device=x.device)
             code = code + sinusoid(places, x.shape[-1])
