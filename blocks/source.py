@@ -52,15 +52,7 @@ class SourceModule(Declared):
         values = self.values()
         if "shift_mix" in values:
             x = self._shift(x, values["shift_mix"], carry)
-        given = x
-        if "down" in values:
-            x = activate(self.source.hidden, x @ values["down"]) @ values["up"]
-        elif "weight" in values:
-            x = x @ values["weight"] if self.source.block_size is None else _block_diagonal(x, values["weight"])
-        if "adapt_down" in values:
-            x = x + (given @ values["adapt_down"]) @ values["adapt_up"]
-        if "offset" in values:
-            x = x + values["offset"]
+        x = self._mapped(x, values)
         pieces = self.pieces_for(x) if "conv" in values and convolves(self.source) else None
         if pieces is not None and activation in CONV_ACTIVATIONS:
             kept, name = carry.take(f"{self.path}.conv"), CONV_ACTIVATIONS[activation]
@@ -72,6 +64,22 @@ class SourceModule(Declared):
         if "conv_offset" in values:
             x = x + values["conv_offset"]
         return x, activation
+
+    def _mapped(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the linear map of x, its adapter and its offset; the last product takes the offset with it."""
+        given, offset = x, values.get("offset")
+        weight = values.get("up", values.get("weight"))
+        if "down" in values:
+            x = activate(self.source.hidden, x @ values["down"])
+        if "weight" in values and self.source.block_size is not None:
+            x = _block_diagonal(x, values["weight"])
+        elif weight is not None and offset is not None and "adapt_down" not in values:
+            return functional.linear(x, weight.t(), offset)
+        elif weight is not None:
+            x = x @ weight
+        if "adapt_down" in values:
+            x = x + (given @ values["adapt_down"]) @ values["adapt_up"]
+        return x if offset is None else x + offset
 
     def adapt(self, adapter: Parameters) -> None:
         """Add a learned x A B to the linear map; ``adapter`` declares A (``adapt_down``) and B (``adapt_up``)."""
