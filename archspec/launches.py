@@ -50,9 +50,21 @@ SHORTEST_SEGMENT = 1024
 """Tokens below which the extra pass over k and v costs more than the parallelism gains."""
 
 
+WALKS = 1024
+"""Programs below which those that do several pieces of work in turn do fewer each: eight a multiprocessor."""
+
+
 def next_power_of_two(n: int) -> int:
     """Return the least power of two that is at least n."""
     return 1 << (n - 1).bit_length()
+
+
+def walk_length(pieces: int, most: int) -> int:
+    """Return how many of so many pieces of work one program does in turn: at most ``most``, and leaving `WALKS`.
+
+    A power of two: a kernel is compiled for each. The longer the walk, the fewer partial sums it leaves.
+    """
+    return min(most, next_power_of_two(pieces // WALKS + 1) // 2 or 1)
 
 
 @lru_cache

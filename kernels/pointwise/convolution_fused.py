@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from archspec.kernels.pointwise.activation_fused import ACTIVATION, activate, activate_slope
-from archspec.launches import next_power_of_two
+from archspec.launches import next_power_of_two, walk_length
 
 
 @triton.jit
@@ -178,9 +178,6 @@ CONV_STEPS = (8, 64)
 CONV_UNROLL = 4
 """Tokens whose loads are under way together: 64 bytes a thread in bf16."""
 
-CONV_PROGRAMS = 1024
-"""Programs below which segments are shortened: eight a multiprocessor of an H100."""
-
 
 def conv_forward(x: Tensor, weight: Tensor, offset: Tensor | None, state: Tensor | None, activation: str) -> Tensor:
     B, T, D = x.shape
@@ -209,7 +206,8 @@ def conv_backward(
     W = weight.shape[1]
     BD = min(CONV_WALK_COLUMNS, next_power_of_two(D))
     BS = CONV_WALK // BD
-    steps = _conv_steps(B, T, BS, -(-D // BD))
+    least, most = CONV_STEPS
+    steps = max(least, min(walk_length(B * T * -(-D // BD) // BS, most), next_power_of_two(T)))
     segments = -(-T // steps)
     lines = -(-B * segments // BS)
     dx = torch.empty_like(x)
@@ -222,14 +220,6 @@ def conv_backward(
     )  # fmt: skip
     total = sums.sum(0)
     return dx, total[:W].t().to(weight.dtype).contiguous(), total[W].clone(), dstate
-
-
-def _conv_steps(B: int, T: int, BS: int, blocks: int) -> int:
-    """Return the tokens of a segment: the most that leave `CONV_PROGRAMS` programs, of BS segments x a block each."""
-    least, steps = CONV_STEPS
-    while steps > least and (steps >= 2 * T or -(-B * -(-T // steps) // BS) * blocks < CONV_PROGRAMS):
-        steps //= 2
-    return steps
 
 
 _conv_backward_op = torch.library.custom_op("archspec::short_convolution_backward", conv_backward, mutates_args=())

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from archspec.launches import next_power_of_two
+from archspec.launches import next_power_of_two, walk_length
 
 
 @triton.jit
@@ -92,9 +92,6 @@ DECAY_TILE = 1024
 DECAY_LOOPS = 16
 """Most tiles that one program of the backward pass walks."""
 
-DECAY_PROGRAMS = 1024
-"""Programs below which it walks fewer: eight a multiprocessor of an H100."""
-
 
 def _decay_sizes(z: Tensor) -> tuple[int, int, int, int]:
     """Return N rows, C channels and the tile (rows, columns)."""
@@ -125,8 +122,7 @@ def decay_backward(dy: Tensor, z: Tensor, log_rate: Tensor, offset: Tensor | Non
     """Return dz, and the gradients of the log rate and of the offset."""
     N, C, BT, BC = _decay_sizes(z)
     tiles, blocks = -(-N // BT), -(-C // BC)
-    # The greatest power of two, which are few to compile, that leaves so many programs.
-    loops = min(DECAY_LOOPS, next_power_of_two(tiles * blocks // DECAY_PROGRAMS + 1) // 2 or 1)
+    loops = walk_length(tiles * blocks, DECAY_LOOPS)
     spans = -(-tiles // loops)
     dz = torch.empty_like(z)
     sums = torch.empty(spans, 2, C, dtype=torch.float32, device=z.device)

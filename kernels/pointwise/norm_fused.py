@@ -12,7 +12,7 @@ from torch import Tensor
 
 from archspec.kernels.direct import direct
 from archspec.kernels.pointwise.activation_fused import ACTIVATION, activate, activate_slope
-from archspec.launches import next_power_of_two
+from archspec.launches import next_power_of_two, walk_length
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def _norm_backward(
     """Program (span of rows, head): with n = x / norm, dx = (dn - n mean or sum(n dn)) / norm; sums [spans, H, D]."""
     i_h, i_p = tl.program_id(0) % H, tl.program_id(0) // H
     cols = tl.arange(0, BD)
-    total = tl.zeros([BD], tl.float32)
+    total = tl.zeros([BT, BD], tl.float32)
     if HAS_WEIGHT:
         factor = tl.load(weight + i_h * D + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
     for block in range(LOOPS):
@@ -72,7 +72,7 @@ def _norm_backward(
             tl.store(dgate + at, slope.to(dgate.dtype.element_ty), mask=keep)
             gradient *= activate(opened, ACT)
         if HAS_WEIGHT:
-            total += tl.sum(gradient * normed, 0)
+            total += gradient * normed
             gradient *= factor
         along = tl.sum(gradient * normed, 1)
         if MEAN:
@@ -80,14 +80,14 @@ def _norm_backward(
         gradient = (gradient - normed * along[:, None]) * inverse[:, None]
         tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=keep)
     if HAS_WEIGHT:
-        tl.store(sums + (tl.cast(i_p, tl.int64) * H + i_h) * D + cols, total, mask=cols < D)
+        tl.store(sums + (tl.cast(i_p, tl.int64) * H + i_h) * D + cols, tl.sum(total, 0), mask=cols < D)
 
 
 NORM_TILE = 2048
 """Elements of one program's tile: 16 a thread, of which the backward pass holds up to five."""
 
 NORM_LOOPS = 16
-"""Tiles one program of the backward pass walks when it sums a weight's gradient."""
+"""Most tiles one program of the backward pass walks when it sums a weight's gradient."""
 
 
 def _norm_sizes(x: Tensor, weight: Tensor | None) -> tuple[int, int, int, int, int]:
@@ -128,7 +128,7 @@ def norm_backward(
     """Return dx, and dweight and dgate (empty without them)."""
     N, H, D, BT, BD = _norm_sizes(x, weight)
     tiles = -(-N // BT)
-    loops = 1 if weight is None else min(NORM_LOOPS, next_power_of_two(tiles))
+    loops = 1 if weight is None else walk_length(tiles * H, NORM_LOOPS)
     spans = -(-tiles // loops)
     dx = torch.empty_like(x)
     dgate = x.new_empty(0) if gate is None else torch.empty_like(gate)

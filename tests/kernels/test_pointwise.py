@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from archspec import launches
 from archspec.errors import ShapeError, UnsupportedError
 from archspec.kernels.pointwise import gated_product, gated_rms_norm, l2_norm, log_decay, short_convolution
 
@@ -125,14 +126,16 @@ def test_interpreted(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("name", ["conv silu offset state", "conv silu long", "decay per head", "decay per key"])
+@pytest.mark.parametrize(
+    "name", ["conv silu offset state", "conv silu long", "decay per head", "decay per key", "rms silu"]
+)
 def test_long_walks_interpreted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from archspec.kernels.pointwise import convolution_fused, decay_fused
+    from archspec.kernels.pointwise import decay_fused, norm_fused
 
     # So that one program walks many of few tokens, as it does of many.
-    monkeypatch.setattr(convolution_fused, "CONV_PROGRAMS", 1)
-    monkeypatch.setattr(decay_fused, "DECAY_PROGRAMS", 1)
+    monkeypatch.setattr(launches, "WALKS", 1)
     monkeypatch.setattr(decay_fused, "DECAY_TILE", 128)
+    monkeypatch.setattr(norm_fused, "NORM_TILE", 128)
     check(name, torch.float32, "cpu")
 
 
