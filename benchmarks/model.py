@@ -3,9 +3,10 @@
     python -m benchmarks.model --peer fla --models deltanet,kda --write benchmarks/results/model.md
 
 A model is what a user of either library gets: ours by `archspec.compile`, the peer's by its class for causal language
-models. Training is forward and backward of the token loss in bf16, in tokens a second. Decoding is one token a
-sequence and step after a short prompt: ours through a CUDA graph, the peer's by its own eager step. Small sizes for
-a trial: --layers 2 --width 256 --batch 2 --length 256 --decode 1,4.
+models. Training is forward and backward of the token loss in bf16, in tokens a second: both launched from the host,
+ours once more through a CUDA graph. Decoding is one token a sequence and step after a short prompt: ours through a
+CUDA graph, the peer's by its own eager step. Small sizes for a trial:
+--layers 2 --width 256 --batch 2 --length 256 --decode 1,4.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from torch.nn import functional
 
 import archspec
 from archspec.decoding import GraphDecoder
+from archspec.training_graph import TrainingGraph
 from benchmarks.kernels import emit, versions_used
 from benchmarks.recording import current_commit
 from benchmarks.tuning import Choices, compile_ahead, sharing_choices
@@ -42,6 +44,7 @@ sys.modules["kernels"] = None  # type: ignore[assignment]
 
 MODELS = ("deltanet", "gated_deltanet", "kda")
 PROMPT = 32  # tokens; a fixed state makes a decoded token's time independent of it
+GRAPH = ", graph"  # ends the measures of training through one
 GIB = 2**30
 
 Loss = Callable[[Tensor], Tensor]
@@ -136,18 +139,23 @@ def timed(call: Callable[[], object], repeats: int, warm_up: int) -> tuple[float
     return statistics.median(found), min(found), max(found)
 
 
-def training(contender: Contender, args: argparse.Namespace) -> tuple[tuple[float, float, float], float]:
-    """Return ms of a forward and backward pass, and the peak GiB allocated."""
+def training(contender: Contender, args: argparse.Namespace, graph: bool) -> tuple[tuple[float, float, float], float]:
+    """Return ms of a forward and backward pass, and the peak GiB allocated (at the capture, of a graph)."""
     tokens = torch.randint(args.vocab, (args.batch, args.length), device="cuda")
     contender.module.train()
 
-    def call() -> None:
+    def eagerly() -> None:
         contender.module.zero_grad(set_to_none=True)
         torch.autograd.backward(contender.loss(tokens))
 
-    call()
-    torch.cuda.reset_peak_memory_stats()
-    found = timed(call, args.repeats, 2)
+    if graph:
+        torch.cuda.reset_peak_memory_stats()
+        step = TrainingGraph(contender.module, contender.loss, tokens)
+        found = timed(lambda: step(tokens), args.repeats, 3)
+    else:
+        eagerly()
+        torch.cuda.reset_peak_memory_stats()
+        found = timed(eagerly, args.repeats, 2)
     contender.module.zero_grad(set_to_none=True)
     return found, torch.cuda.max_memory_allocated() / GIB
 
@@ -175,12 +183,18 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
                     yield f"| {name} | {measure} | {who} | {found} | | |"
                     continue
                 (median, low, high), note = found
-                ratio = f"{median / own[measure]:.2f}x" if measure in own else ""
+                ratio = ratios(median, measure, own)
                 if who == "ours":
                     own[measure] = median
                 yield f"| {name} | {measure} | {who} | {median:.2f} ({low:.2f}..{high:.2f}) | {note} | {ratio} |"
     if missing:
         yield f"\nThe budget of {args.budget_s} s left no time for: {', '.join(missing)}."
+
+
+def ratios(median: float, measure: str, own: dict[str, float]) -> str:
+    """Return a peer's ms over ours, and over ours through a graph where there is that; "" of what ours has not."""
+    found = [(own[measure + ending], ending) for ending in ("", GRAPH) if measure + ending in own]
+    return "; ".join(f"{median / ms:.2f}x{ending}" for ms, ending in found)
 
 
 def measures(
@@ -196,14 +210,17 @@ def measures(
         return
     count = sum(parameter.numel() for parameter in contender.module.parameters()) / 1e6
     if args.batch:
-        measure = f"train B={args.batch} T={args.length}"
-        try:
-            times, peak = training(contender, args)
-        except Exception as refusal:  # noqa: BLE001 - as above: out of memory, or a compiler the peer refuses
-            yield measure, _refused(refusal)
-        else:
-            rate = args.batch * args.length / times[0]
-            yield measure, (times, f"{rate:.1f}k tokens/s, {peak:.1f} GiB, {count:.0f}M parameters")
+        for graph in [False, *([True] if args.graph and who == "ours" else [])]:
+            measure = f"train B={args.batch} T={args.length}{GRAPH if graph else ''}"
+            try:
+                times, peak = training(contender, args, graph)
+            except Exception as refusal:  # noqa: BLE001 - as above: out of memory, or a compiler the peer refuses
+                yield measure, _refused(refusal)
+            else:
+                rate = args.batch * args.length / times[0]
+                yield measure, (times, f"{rate:.1f}k tokens/s, {peak:.1f} GiB, {count:.0f}M parameters")
+            gc.collect()
+            torch.cuda.empty_cache()
     for batch in args.decode:
         gc.collect()
         torch.cuda.empty_cache()
@@ -215,7 +232,7 @@ def measures(
 
 def run_layer(name: str, who: str, args: argparse.Namespace) -> None:
     """Train and decode one layer once, in a process that compiles it, with a vocabulary whose logits take no memory."""
-    few = argparse.Namespace(**vars(args) | {"layers": 1, "repeats": 1, "vocab": 256})
+    few = argparse.Namespace(**vars(args) | {"layers": 1, "repeats": 1, "vocab": 256, "graph": False})
     for measure, found in measures(name, who, few):
         if isinstance(found, str):
             raise RuntimeError(f"{measure}: {found}")
@@ -236,7 +253,8 @@ def header(args: argparse.Namespace) -> list[str]:
         f"Commit {args.commit}; {versions}; bf16; {args.layers} layers, width {args.width}, heads of {args.head_dim},",
         f"{args.vocab} tokens in the vocabulary. What ours runs on: {plans}.",
         "",
-        "Times are ms, median (fastest..slowest). Last column: the peer's time over ours; above 1, ours is faster.",
+        "Times are ms, median (fastest..slowest). Last column: the peer's time over ours, of training also over ours",
+        "through a graph; above 1, ours is faster.",
         "",
         "| model | measure | who | ms | note | ratio |",
         "|---|---|---|---|---|---|",
@@ -253,7 +271,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=32000)
     parser.add_argument("--batch", type=int, default=16, help="sequences of a training step; 0 does not train")
     parser.add_argument("--length", type=int, default=2048, help="tokens of a training sequence")
-    parser.add_argument("--decode", default="1,64", help="comma-separated batch sizes of decoding")
+    parser.add_argument(
+        "--graph", action=argparse.BooleanOptionalAction, default=True, help="train ours through a CUDA graph too"
+    )
+    parser.add_argument("--decode", default="1,64", help="comma-separated batch sizes of decoding; empty: none")
     parser.add_argument("--repeats", type=int, default=5, help="timed training steps; four times as many tokens")
     parser.add_argument("--processes", type=int, default=16, help="processes that compile ahead")
     parser.add_argument("--budget-s", type=float, default=math.inf, help="seconds after which no measure is begun")
