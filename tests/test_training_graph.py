@@ -301,6 +301,18 @@ def test_the_host_does_not_wait_in_a_pass_of_a_shipped_model(name: str) -> None:
     train_on_meta(one_of_each(name))
 
 
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"kind": "kv", "window": 2, "sinks": 1, "stride": 2},
+        {"kind": "kv", "window": 1, "stride": 3, "top_k": 1},
+    ],
+)
+def test_the_host_does_not_wait_for_which_tokens_stay(memory: dict[str, Any]) -> None:
+    mixer = {"memory": memory}
+    train_on_meta({"extends": "sliding_window", "name": "thin", "blocks": {"main": {"mixer": mixer}}})
+
+
 def test_models_that_wait_are_known() -> None:
     with pytest.raises(Waits, match=r"torch\.tensor"):
         train_on_meta(one_of_each("deep_transformer"))

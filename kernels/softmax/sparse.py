@@ -45,8 +45,7 @@ def sparse_attention(
     device = inputs.q.device
     window = position + length + 1 if window is None else window  # the next token sees the first one too
     kept = extend(inputs, cache)
-    before = torch.arange(position, device=device)
-    before = before[_stays(before, position, window, sinks, stride)]
+    before = _seen(position, position, window, sinks, stride, device)
     places = torch.cat([before, torch.arange(position, position + length, device=device)])  # of the stored tokens
     query, key, value = (expand_heads(x, heads).transpose(1, 2) for x in (inputs.q, kept.keys, kept.values))
     value = pad(value, (0, max(0, key.shape[-1] - channels)))
@@ -54,11 +53,11 @@ def sparse_attention(
     size = min(MAX_BLOCK, max(MIN_BLOCK, window))
     parts = []
     for start in range(0, length, size):
-        own = torch.arange(len(before) + start, len(before) + min(start + size, length), device=device)
+        stop = min(start + size, length)
+        own = torch.arange(len(before) + start, len(before) + stop, device=device)
         rows = places[own]
-        near = (places > rows[0] - window) & (places <= rows[-1])
-        columns = (near | (_lasts(places, sinks, stride) & (places <= rows[-1]))).nonzero()[:, 0]
-        seen = places[columns]
+        seen = _seen(position + start, position + stop, window, sinks, stride, device)
+        columns = torch.searchsorted(places, seen)
         visible = (seen <= rows[:, None]) & ((seen > rows[:, None] - window) | _lasts(seen, sinks, stride))
         bias = visible
         if sums is not None:
@@ -68,7 +67,8 @@ def sparse_attention(
         own_ridge = None if ridge is None else ridge[:, start : start + size].transpose(1, 2)
         parts.append(read_block(block, key[:, :, columns], value[:, :, columns], scale, bias, top_k, own_ridge))
     o = torch.cat(parts, dim=2)[..., :channels].transpose(1, 2)
-    stay = _stays(places, position + length, window, sinks, stride)
+    now = position + length
+    stay = torch.searchsorted(places, _seen(now, now, window, sinks, stride, device))
     return o, KvCache(*(None if x is None else x[:, stay] for x in kept))  # type: ignore[arg-type]
 
 
@@ -78,6 +78,15 @@ def _lasts(places: Tensor, sinks: int, stride: int | None) -> Tensor:
     return found if stride is None else found | ((places + 1) % stride == 0)
 
 
-def _stays(places: Tensor, now: int, window: int, sinks: int, stride: int | None) -> Tensor:
-    """Return which tokens the one at ``now``, or a later one, may see."""
-    return (places > now - window) | _lasts(places, sinks, stride)
+def _seen(now: int, end: int, window: int, sinks: int, stride: int | None, device: torch.device) -> Tensor:
+    """Return the places before ``end`` that the token at ``now``, or a later one, may see, in order.
+
+    They are laid out from their bounds: to pick them by a mask, the host would have to wait for the device.
+    """
+    first = max(0, now - window + 1)  # of the window
+    far = min(sinks, first)
+    parts = [torch.arange(far, device=device)]
+    if stride is not None:
+        last = far + -(far + 1) % stride  # the first place from there on that ends a group
+        parts.append(torch.arange(last, max(last, first), stride, device=device))
+    return torch.cat([*parts, torch.arange(first, end, device=device)])
