@@ -109,7 +109,7 @@ def prepare_config(key_dim: int) -> SweepConfig:
 
 def strong_config(key_dim: int) -> SweepConfig:
     """Return the tile of the kernels for chunks that a decay per key channel is too strong in to be taken whole."""
-    return SweepConfig(min(32, padded_dim(key_dim)), 8, 2)
+    return SweepConfig(min(32, padded_dim(key_dim)), 4, 2)
 
 
 def channel_gradients_config(key_dim: int) -> SweepConfig:
