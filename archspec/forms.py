@@ -6,7 +6,7 @@ rule's, so that a sequence may change forms between two stretches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from archspec.blocks.rule import MemoryState, Quantities, gate_on_weight, initia
 from archspec.elementwise import scan
 from archspec.families import Per
 from archspec.kernels.backend import resolve_backend
+from archspec.kernels.maps import linear_maps
 from archspec.kernels.online import OnlineState, online_memory
 from archspec.kernels.pointwise import gated_product, gated_rms_norm, l2_norm, log_decay, short_convolution
 from archspec.kernels.softmax import KvCache, softmax_attention, softmax_attention_step
@@ -31,7 +32,7 @@ from archspec.sequential import sequential
 
 
 class FusedPieces:
-    """``kernels.pointwise`` as blocks see it: for tensors on CUDA in bf16, fp16 or fp32."""
+    """``kernels.pointwise`` and ``kernels.maps`` as blocks see them: for tensors on CUDA in bf16, fp16 or fp32."""
 
     def serves(self, x: Tensor) -> bool:
         """Whether the Triton kernels take tensors like x."""
@@ -49,6 +50,10 @@ class FusedPieces:
     ) -> Tensor:
         """Return the norm of x over its last axis, gated where there is a gate."""
         return l2_norm(x, eps) if kind == "l2" else gated_rms_norm(x, gate, weight, activation, eps)
+
+    def maps(self, x: Tensor, factors: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, ...]:
+        """Return x W + b for every (W, b)."""
+        return linear_maps(x, factors)
 
     def gated_product(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         """Return act(gate) up."""

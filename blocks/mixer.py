@@ -17,6 +17,7 @@ from archspec.blocks.projection import NormModule, ProjectionModule, StreamModul
 from archspec.blocks.reading import expand_heads, read_only
 from archspec.blocks.recurrence import recurrence
 from archspec.blocks.rule import MemoryState, Quantities, initial_state
+from archspec.blocks.source import SourceModule
 from archspec.declarations import stream_widths
 from archspec.families import starting_needs
 from archspec.initial import FAN_IN, Initial, Parameter
@@ -193,11 +194,27 @@ class MemoryMixerModule(Declared):
         """Return the quantities of a memory that is only read: nothing to write, no gate."""
         return Quantities(query, query[:, :0], query[:, :0], {}, self.memory.start(), self.memory.network())
 
-    def _streams(self, x: Tensor, carry: Carry) -> dict[str, Tensor]:
-        streams = {"input": x}
+    def _streams(self, x: Tensor, carry: Carry, products: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        streams = {"input": x, **(products or {})}
         for name, stream in self.streams.items():
             streams[name] = stream(streams, carry)
         return streams
+
+    def _products(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the first products of all sources that read x, by their names, where x is to have a gradient.
+
+        Made together, they add its parts up themselves.
+        """
+        pieces = self.pieces_for(x)
+        if pieces is None or not (torch.is_grad_enabled() and x.requires_grad):
+            return {}
+        owners = [module for _, module in self.streams.items()]
+        for module in (*self.projections.values(), *self.gates.values()):
+            owners += [module, *getattr(module, "parts", ())]
+        sources = [owner.source for owner in owners if isinstance(owner.source, SourceModule)]
+        maps = {source.product: source.first_map() for source in sources}
+        found = {name: factors for name, factors in maps.items() if factors is not None}
+        return dict(zip(found, pieces.maps(x, list(found.values())), strict=True)) if len(found) > 1 else {}
 
     def _mix(self, x: Tensor, carry: Carry) -> Tensor:
         return self.project(self.read_out(x, carry), x)
@@ -223,7 +240,7 @@ class MemoryMixerModule(Declared):
             routing: which tokens the memory takes, and how strongly it writes them; None is all.
             given: projections [B, T, G, d] that another mixer has computed already, by name.
         """
-        streams = self._streams(x, carry)
+        streams = self._streams(x, carry, {} if given else self._products(x))
         known: dict[str, Tensor] = {}
         made_of = {module.projection.derived for module in self.projections.values()} - {None}  # type: ignore[union-attr]
         for path in made_of:

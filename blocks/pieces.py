@@ -6,13 +6,14 @@ form where they do not; which pieces have a kernel at all is for ``archspec.piec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 
 class Pieces(Protocol):
-    """Kernels for the chains of element-wise operations around a recurrence."""
+    """Kernels for the chains of element-wise operations around a recurrence, and for sums of gradients."""
 
     def serves(self, x: Tensor) -> bool:
         """Whether the kernels take tensors of x's device and dtype."""
@@ -26,6 +27,9 @@ class Pieces(Protocol):
         self, x: Tensor, kind: str, weight: Tensor | None, gate: Tensor | None, activation: str, eps: float
     ) -> Tensor:
         """Return the ``l2`` or ``rms`` norm of x [.., dim], times act(gate) when there is a gate."""
+
+    def maps(self, x: Tensor, factors: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, ...]:
+        """Return x W + b for every (W [D, n], b [n] or None), whose products add up the gradient of x."""
 
     def gated_product(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         """Return act(gate) up."""

@@ -52,7 +52,7 @@ class SourceModule(Declared):
         values = self.values()
         if "shift_mix" in values:
             x = self._shift(x, values["shift_mix"], carry)
-        x = self._mapped(x, values)
+        x = self._mapped(x, values, streams.get(self.product))
         pieces = self.pieces_for(x) if "conv" in values and convolves(self.source) else None
         if pieces is not None and activation in CONV_ACTIVATIONS:
             kept, name = carry.take(f"{self.path}.conv"), CONV_ACTIVATIONS[activation]
@@ -65,14 +65,39 @@ class SourceModule(Declared):
             x = x + values["conv_offset"]
         return x, activation
 
-    def _mapped(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the linear map of x, its adapter and its offset; the last product takes the offset with it."""
+    @property
+    def product(self) -> str:
+        """The name among the streams of what `first_map` gives, where the mixer has computed it already."""
+        return f"input @ {self.path}"
+
+    def first_map(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the weight that the mixer's input itself meets first here, and the offset of their product or None.
+
+        There is none where other streams, a shift or a map of blocks come first.
+        """
+        values = self.values()
+        if self.source.from_ != ("input",) or "shift_mix" in values or self.source.block_size is not None:
+            return None
+        if "down" in values:
+            return values["down"], None
+        if "weight" not in values:
+            return None
+        return values["weight"], None if "adapt_down" in values else values.get("offset")
+
+    def _mapped(self, x: Tensor, values: Mapping[str, Tensor], product: Tensor | None) -> Tensor:
+        """Return the linear map of x, its adapter and its offset; the last product takes the offset with it.
+
+        ``product`` is `first_map`'s, or None.
+        """
         given, offset = x, values.get("offset")
         weight = values.get("up", values.get("weight"))
         if "down" in values:
-            x = activate(self.source.hidden, x @ values["down"])
+            x = activate(self.source.hidden, x @ values["down"] if product is None else product)
         if "weight" in values and self.source.block_size is not None:
             x = _block_diagonal(x, values["weight"])
+        elif product is not None and "down" not in values:
+            x = product
+            offset = offset if "adapt_down" in values else None
         elif weight is not None and offset is not None and "adapt_down" not in values:
             return functional.linear(x, weight.t(), offset)
         elif weight is not None:

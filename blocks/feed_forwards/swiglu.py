@@ -26,7 +26,8 @@ class Swiglu(FeedForward, kind="swiglu"):
         }
 
     def apply_fused(self, x: Tensor, parameters: Mapping[str, Tensor], pieces: Pieces) -> Tensor:
-        return pieces.gated_product(x @ parameters["gate"], x @ parameters["up"], "silu") @ parameters["down"]
+        gate, up = pieces.maps(x, ((parameters["gate"], None), (parameters["up"], None)))
+        return pieces.gated_product(gate, up, "silu") @ parameters["down"]
 
     def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         gate = x @ parameters["gate"]

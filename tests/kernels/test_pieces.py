@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,9 +11,11 @@ from torch import Tensor
 import archspec
 from archspec import pieces
 from archspec.blocks.carry import State
+from archspec.blocks.declared import Declared
 from archspec.blocks.model import SequenceModel
 from archspec.decoding import GraphDecoder, position_dependence
 from archspec.errors import UnsupportedError
+from archspec.forms import FusedPieces
 from archspec.kernels import pointwise
 
 BLOCK = """
@@ -75,6 +79,64 @@ def compare(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: floa
 def test_interpreted_models_compute_what_plain_torch_does(name: str) -> None:
     tokens = torch.randint(11, (1, 7), generator=torch.Generator().manual_seed(0))
     compare(results(build(name, "auto"), tokens), results(build(name, "chunked"), tokens), TOLERANCE)
+
+
+class TorchPieces(FusedPieces):
+    """The fused pieces' torch forms, which serve fp64 too; ``counts`` says how many maps of a tensor were asked for."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def serves(self, x: Tensor) -> bool:
+        return True
+
+    def convolution(
+        self, x: Tensor, weight: Tensor, offset: Tensor | None, activation: str, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        y, last = pointwise.short_convolution(x, weight, offset, activation, state, True, backend="reference")
+        assert last is not None
+        return y, last
+
+    def norm(
+        self, x: Tensor, kind: str, weight: Tensor | None, gate: Tensor | None, activation: str, eps: float
+    ) -> Tensor:
+        if kind == "l2":
+            return pointwise.l2_norm(x, eps, "reference")
+        return pointwise.gated_rms_norm(x, gate, weight, activation, eps, "reference")
+
+    def maps(self, x: Tensor, factors: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, ...]:
+        self.counts.append(len(factors))
+        return super().maps(x, factors)
+
+    def gated_product(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        return pointwise.gated_product(gate, up, activation, "reference")
+
+    def log_decay(self, z: Tensor, log_rate: Tensor) -> Tensor:
+        return pointwise.log_decay(z, log_rate, backend="reference")
+
+
+# Of a mixer's input: query, key and value, the step size, the decay and the read-out's gate; of a feed-forward's, two.
+MAPS = {
+    "key decay": [6, 2],
+    "token decay": [6, 2],
+    "several steps": [4, 2],
+    "norm over the model": [4, 2],
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_of_one_stream_are_made_together(name: str) -> None:
+    tokens = torch.randint(11, (2, 7), generator=torch.Generator().manual_seed(0))
+    model, used = build(name, "auto", dtype=torch.float64), TorchPieces()
+    for module in model.modules():
+        if isinstance(module, Declared):
+            module.pieces = used
+    compare(results(model, tokens), results(build(name, "chunked", dtype=torch.float64), tokens), 1e-10)
+    assert used.counts[:4] == 2 * MAPS[name]
+    asked = len(used.counts)
+    with torch.no_grad():
+        model(tokens)
+    assert used.counts[asked:] == 2 * MAPS[name][1:]  # nothing is added up: each source runs its own
 
 
 @pytest.mark.gpu
