@@ -28,48 +28,76 @@ def _tokens(x, state, rows, cols, i_b, T, D, W: tl.constexpr, HAS_STATE: tl.cons
 
 
 @triton.jit
-def _convolved(
-    x, state, weight, offset, rows, cols, i_b, T, D,
-    W: tl.constexpr, HAS_OFFSET: tl.constexpr, HAS_STATE: tl.constexpr,
-):  # fmt: skip
-    """The convolution of tokens ``rows``, before the activation."""
-    z = _tokens(x, state, rows + (1 - W), cols, i_b, T, D, W, HAS_STATE)
-    z *= tl.load(weight + cols * W, mask=cols < D, other=0.0).to(tl.float32)[None, :]
-    for j in tl.static_range(1, W):
-        factor = tl.load(weight + cols * W + j, mask=cols < D, other=0.0).to(tl.float32)
-        z += _tokens(x, state, rows + (1 - W + j), cols, i_b, T, D, W, HAS_STATE) * factor[None, :]
+def _filter(weight, offset, cols, D, W: tl.constexpr, BD: tl.constexpr, HAS_OFFSET: tl.constexpr):
+    """The W factors of each channel and the offset, or zeros, [1, BD] each in fp32."""
+    weights = ()
+    for i in tl.static_range(W):
+        weights += (tl.load(weight + cols * W + i, mask=cols < D, other=0.0).to(tl.float32)[None, :],)
+    bias = tl.zeros([1, BD], tl.float32)
     if HAS_OFFSET:
-        z += tl.load(offset + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
-    return z
-
-
-@triton.jit(do_not_specialize=["T"])
-def _conv_forward(
-    x, state, weight, offset, y, T, D,
-    W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, ACT: tl.constexpr, HAS_OFFSET: tl.constexpr,
-    HAS_STATE: tl.constexpr,
-):  # fmt: skip
-    """Program (batch, tokens, channels)."""
-    blocks_d, blocks_t = tl.cdiv(D, BD), tl.cdiv(T, BT)
-    i_d, i_bt = tl.program_id(0) % blocks_d, tl.program_id(0) // blocks_d
-    i_b = tl.cast(i_bt // blocks_t, tl.int64)
-    rows = i_bt % blocks_t * BT + tl.arange(0, BT)
-    cols = i_d * BD + tl.arange(0, BD)
-    z = _convolved(x, state, weight, offset, rows, cols, i_b, T, D, W, HAS_OFFSET, HAS_STATE)
-    at = (i_b * T + rows)[:, None] * D + cols[None, :]
-    keep = (rows < T)[:, None] & (cols < D)[None, :]
-    tl.store(y + at, activate(z, ACT).to(y.dtype.element_ty), mask=keep)
+        bias += tl.load(offset + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
+    return weights, bias
 
 
 @triton.jit
-def _tokens_ahead(x, dy, at, first, some, T, D, step, W: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr):
-    """Load x and dy of the tokens that steps ``step`` to step + UNROLL - 1 of a walk reach; nothing after its end."""
-    xs, dys = (), ()
-    for u in tl.static_range(W - 1, W - 1 + UNROLL):
+def _segments(i_p, B, T, segments, BS: tl.constexpr, STEPS: tl.constexpr):
+    """The first tokens of program i_p's BS segments of STEPS tokens, and the sequences they are of.
+
+    A line after the last segment walks tokens after the last: they load zeros there and store nothing.
+    """
+    segment = i_p * BS + tl.arange(0, BS)
+    first = tl.where(segment < B * segments, segment % segments * STEPS, T)
+    return first, tl.cast(tl.minimum(segment // segments, B - 1), tl.int64)
+
+
+@triton.jit
+def _ahead(x, at, first, some, T, D, step, SHIFT: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr):
+    """Load the tokens, SHIFT later, of steps ``step`` to step + UNROLL - 1 of a walk; nothing after its end."""
+    found = ()
+    for u in tl.static_range(SHIFT, SHIFT + UNROLL):
         keep = ((first + (step + u) < T) & (step < STEPS))[:, None] & some[None, :]
-        xs += (tl.load(x + at + (step + u) * D, mask=keep, other=0.0),)
-        dys += (tl.load(dy + at + (step + u) * D, mask=keep, other=0.0),)
-    return xs, dys
+        found += (tl.load(x + at + (step + u) * D, mask=keep, other=0.0),)
+    return found
+
+
+@triton.jit
+def _convolved(weights, bias, xs, W: tl.constexpr):
+    """The convolution of the last of W tokens, oldest first, before the activation."""
+    z = bias + weights[0] * xs[0]
+    for i in tl.static_range(1, W):
+        z += weights[i] * xs[i]
+    return z
+
+
+@triton.jit(do_not_specialize=["B", "T", "segments"])
+def _conv_forward(
+    x, state, weight, offset, y, B, T, D, segments,
+    W: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, ACT: tl.constexpr,
+    HAS_OFFSET: tl.constexpr, HAS_STATE: tl.constexpr,
+):  # fmt: skip
+    """Program (BS segments of STEPS tokens, channels).
+
+    Each segment is a line of the tile and is walked token by token, the W - 1 before it in registers.
+    """
+    blocks_d = tl.cdiv(D, BD)
+    cols = tl.program_id(0) % blocks_d * BD + tl.arange(0, BD)
+    some = cols < D
+    first, i_b = _segments(tl.program_id(0) // blocks_d, B, T, segments, BS, STEPS)
+    at = (i_b * T + first)[:, None] * D + cols[None, :]
+    weights, bias = _filter(weight, offset, cols, D, W, BD, HAS_OFFSET)
+    xs = ()
+    for j in tl.static_range(W - 1):
+        xs += (_tokens(x, state, first + (j - W + 1), cols, i_b, T, D, W, HAS_STATE),)
+    # The next tokens' loads are under way while these are computed with.
+    x_new = _ahead(x, at, first, some, T, D, 0, 0, STEPS, UNROLL)
+    for step in range(0, STEPS, UNROLL):
+        x_now = x_new
+        x_new = _ahead(x, at, first, some, T, D, step + UNROLL, 0, STEPS, UNROLL)
+        for u in tl.static_range(UNROLL):
+            xs += (x_now[u].to(tl.float32),)
+            out = activate(_convolved(weights, bias, xs, W), ACT).to(y.dtype.element_ty)
+            tl.store(y + at + (step + u) * D, out, mask=(first + (step + u) < T)[:, None] & some[None, :])
+            xs = xs[1:]
 
 
 @triton.jit
@@ -78,10 +106,7 @@ def _walked(x, dy, weights, bias, xs, dzs, ACT: tl.constexpr, W: tl.constexpr):
     xs += (x.to(tl.float32),)
     dz = dy.to(tl.float32)
     if ACT != 0:
-        z = bias + weights[0] * xs[0]
-        for i in tl.static_range(1, W):
-            z += weights[i] * xs[i]
-        dz *= activate_slope(z, ACT)
+        dz *= activate_slope(_convolved(weights, bias, xs, W), ACT)
     dzs += (dz,)
     return xs, dzs
 
@@ -120,18 +145,12 @@ def _conv_backward(
     i_d, i_p = tl.program_id(0) % blocks_d, tl.program_id(0) // blocks_d
     cols = i_d * BD + tl.arange(0, BD)
     some = cols < D
-    segment = i_p * BS + tl.arange(0, BS)
-    # A line after the last segment walks tokens after the last: nothing of dy is loaded there, and nothing stored.
-    first = tl.where(segment < B * segments, segment % segments * STEPS, T)
-    i_b = tl.cast(tl.minimum(segment // segments, B - 1), tl.int64)
+    first, i_b = _segments(i_p, B, T, segments, BS, STEPS)
     at = (i_b * T + first)[:, None] * D + cols[None, :]
-    weights, xs, dzs, dws = (), (), (), ()
-    for i in tl.static_range(W):
-        weights += (tl.load(weight + cols * W + i, mask=some, other=0.0).to(tl.float32)[None, :],)
+    weights, bias = _filter(weight, offset, cols, D, W, BD, HAS_OFFSET)
+    xs, dzs, dws = (), (), ()
+    for _ in tl.static_range(W):
         dws += (tl.zeros([BS, BD], tl.float32),)
-    bias = tl.zeros([1, BD], tl.float32)
-    if HAS_OFFSET:
-        bias += tl.load(offset + cols, mask=some, other=0.0).to(tl.float32)[None, :]
     d_offset = tl.zeros([BS, BD], tl.float32)
     for j in tl.static_range(W - 1):
         xs += (_tokens(x, state, first + (j - W + 1), cols, i_b, T, D, W, HAS_STATE),)
@@ -147,11 +166,12 @@ def _conv_backward(
             tl.store(dstate + to, _spread(weights, dzs, W).to(dstate.dtype.element_ty), mask=before)
             dws = _gather(dws, tl.where(before, xs[0], 0.0), dzs, W)
         xs, dzs = xs[1:], dzs[1:]
-    # The next tokens' loads are under way while these are computed with.
-    x_new, dy_new = _tokens_ahead(x, dy, at, first, some, T, D, 0, W, STEPS, UNROLL)
+    x_new = _ahead(x, at, first, some, T, D, 0, W - 1, STEPS, UNROLL)
+    dy_new = _ahead(dy, at, first, some, T, D, 0, W - 1, STEPS, UNROLL)
     for step in range(0, STEPS, UNROLL):
         x_now, dy_now = x_new, dy_new
-        x_new, dy_new = _tokens_ahead(x, dy, at, first, some, T, D, step + UNROLL, W, STEPS, UNROLL)
+        x_new = _ahead(x, at, first, some, T, D, step + UNROLL, W - 1, STEPS, UNROLL)
+        dy_new = _ahead(dy, at, first, some, T, D, step + UNROLL, W - 1, STEPS, UNROLL)
         for u in tl.static_range(UNROLL):
             xs, dzs = _walked(x_now[u], dy_now[u], weights, bias, xs, dzs, ACT, W)
             gradient = _spread(weights, dzs, W).to(dx.dtype.element_ty)
@@ -166,25 +186,36 @@ def _conv_backward(
     tl.store(to + W * D, tl.sum(d_offset, 0), mask=some)
 
 
-CONV_TILE = (32, 64)
 CONV_WALK = 512
-"""Elements of the backward pass' tile: 4 a thread, of each of which 2 W - 2 tokens and W + 1 sums stay."""
+"""Elements of a tile: 4 a thread, of each of which the backward pass keeps 2 W - 2 values of tokens and W + 1 sums."""
 
 CONV_WALK_COLUMNS = 128
 
-CONV_STEPS = (8, 64)
-"""Fewest and most tokens of a segment, which loads W - 1 tokens before it and after it beside its own."""
+CONV_STEPS = 64
+"""Most tokens of a segment, which loads up to 2 W - 2 beside its own."""
 
-CONV_UNROLL = 4
-"""Tokens whose loads are under way together: 64 bytes a thread in bf16."""
+CONV_BACKWARD_STEPS = 8
+"""Fewest tokens of a segment of the backward pass."""
+
+CONV_UNROLL = (8, 4)
+"""Tokens whose loads are under way together, forward and backward: 64 bytes a thread in bf16."""
+
+
+def _conv_cut(x: Tensor, fewest: int, unroll: int) -> tuple[int, dict[str, int]]:
+    """Return the segments of a sequence, and the sizes of the tile."""
+    B, T, D = x.shape
+    BD = min(CONV_WALK_COLUMNS, next_power_of_two(D))
+    BS = CONV_WALK // BD
+    steps = max(fewest, min(walk_length(B * T * -(-D // BD) // BS, CONV_STEPS), next_power_of_two(T)))
+    return -(-T // steps), {"BS": BS, "BD": BD, "STEPS": steps, "UNROLL": min(unroll, steps)}
 
 
 def conv_forward(x: Tensor, weight: Tensor, offset: Tensor | None, state: Tensor | None, activation: str) -> Tensor:
     B, T, D = x.shape
     y = torch.empty_like(x)
-    BT, BD = min(CONV_TILE[0], next_power_of_two(T)), CONV_TILE[1]
-    _conv_forward[(B * -(-T // BT) * -(-D // BD),)](
-        x, state, weight, offset, y, T, D, W=weight.shape[1], BT=BT, BD=BD, ACT=ACTIVATION[activation],
+    segments, cut = _conv_cut(x, 1, CONV_UNROLL[0])
+    _conv_forward[(-(-B * segments // cut["BS"]) * -(-D // cut["BD"]),)](
+        x, state, weight, offset, y, B, T, D, segments, W=weight.shape[1], **cut, ACT=ACTIVATION[activation],
         HAS_OFFSET=offset is not None, HAS_STATE=state is not None, num_warps=4,
     )  # fmt: skip
     return y
@@ -201,22 +232,17 @@ def _conv_fake(x: Tensor, weight: Tensor, offset: Tensor | None, state: Tensor |
 def conv_backward(
     dy: Tensor, x: Tensor, weight: Tensor, offset: Tensor | None, state: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dx, and dweight, doffset and dstate (empty without a state)."""
+    """Return dx, dweight, doffset (zeros without an offset) and dstate (empty without a state)."""
     B, T, D = x.shape
     W = weight.shape[1]
-    BD = min(CONV_WALK_COLUMNS, next_power_of_two(D))
-    BS = CONV_WALK // BD
-    least, most = CONV_STEPS
-    steps = max(least, min(walk_length(B * T * -(-D // BD) // BS, most), next_power_of_two(T)))
-    segments = -(-T // steps)
-    lines = -(-B * segments // BS)
+    segments, cut = _conv_cut(x, CONV_BACKWARD_STEPS, CONV_UNROLL[1])
+    lines = -(-B * segments // cut["BS"])
     dx = torch.empty_like(x)
     dstate = x.new_empty(0) if state is None else torch.empty_like(state)
     sums = torch.empty(lines, W + 1, D, dtype=torch.float32, device=x.device)
-    _conv_backward[(lines * -(-D // BD),)](
-        x, state, weight, offset, dy, dx, dstate, sums, B, T, D, segments, W=W, BS=BS, BD=BD, STEPS=steps,
-        UNROLL=CONV_UNROLL, ACT=ACTIVATION[activation], HAS_OFFSET=offset is not None, HAS_STATE=state is not None,
-        num_warps=4,
+    _conv_backward[(lines * -(-D // cut["BD"]),)](
+        x, state, weight, offset, dy, dx, dstate, sums, B, T, D, segments, W=W, **cut, ACT=ACTIVATION[activation],
+        HAS_OFFSET=offset is not None, HAS_STATE=state is not None, num_warps=4,
     )  # fmt: skip
     total = sums.sum(0)
     return dx, total[:W].t().to(weight.dtype).contiguous(), total[W].clone(), dstate
