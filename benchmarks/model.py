@@ -4,8 +4,8 @@
 
 A model is what a user of either library gets: ours by `archspec.compile`, the peer's by its class for causal language
 models. Training is forward and backward of the token loss in bf16, in tokens a second: launched from the host and once
-more through `archspec.training_graph`, the peer's too where it can be captured. Decoding is one token a sequence and step after a short prompt: ours through a
-CUDA graph, the peer's by its own eager step. Small sizes for a trial:
+more through `archspec.training_graph`, the peer's too where it can be captured. Decoding is one token a sequence and
+step after a short prompt: ours through a CUDA graph, the peer's by its own eager step. Small sizes for a trial:
 --layers 2 --width 256 --batch 2 --length 256 --decode 1,4.
 """
 
@@ -253,8 +253,8 @@ def header(args: argparse.Namespace) -> list[str]:
         f"Commit {args.commit}; {versions}; bf16; {args.layers} layers, width {args.width}, heads of {args.head_dim},",
         f"{args.vocab} tokens in the vocabulary. What ours runs on: {plans}.",
         "",
-        "Times are ms, median (fastest..slowest). Last column: the peer's time over ours, of training from the host also",
-        "over ours through a graph; above 1, ours is faster.",
+        "Times are ms, median (fastest..slowest). Last column: the peer's time over ours, of training from the host",
+        "also over ours through a graph; above 1, ours is faster.",
         "",
         "| model | measure | who | ms | note | ratio |",
         "|---|---|---|---|---|---|",
