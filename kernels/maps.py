@@ -36,12 +36,14 @@ class _Maps(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         dx: Tensor | None = None
         found: list[Tensor | None] = [None] * (2 * ctx.count)
-        for i, (dy, weight) in enumerate(zip(dys, weights, strict=True)):
+        # From the narrowest: the first product has no sum to read, which only those of wide maps can hide.
+        for i in sorted(range(ctx.count), key=lambda i: weights[i].shape[-1]):
+            dy = dys[i]
             if dy is None:
                 continue
             dy = dy.reshape(-1, dy.shape[-1])
             if needs_x:
-                dx = _added(dx, dy, weight.t())
+                dx = _added(dx, dy, weights[i].t())
             if needs[i]:
                 found[i] = rows.t() @ dy
             if needs[ctx.count + i]:
