@@ -22,7 +22,7 @@ from archspec.families import Per
 from archspec.kernels.backend import resolve_backend
 from archspec.kernels.maps import linear_maps
 from archspec.kernels.online import OnlineState, online_memory
-from archspec.kernels.pointwise import gated_product, gated_rms_norm, l2_norm, log_decay, short_convolution
+from archspec.kernels.pointwise import gated_map, gated_rms_norm, l2_norm, log_decay, short_convolution
 from archspec.kernels.softmax import KvCache, softmax_attention, softmax_attention_step
 from archspec.kernels.softmax.cache import AttentionInputs
 from archspec.kernels.softmax.sparse import sparse_attention
@@ -55,9 +55,9 @@ class FusedPieces:
         """Return x W + b for every (W, b)."""
         return linear_maps(x, factors)
 
-    def gated_product(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
-        """Return act(gate) up."""
-        return gated_product(gate, up, activation)
+    def gated_map(self, gate: Tensor, up: Tensor, weight: Tensor, activation: str) -> Tensor:
+        """Return (act(gate) up) W."""
+        return gated_map(gate, up, weight, activation)
 
     def log_decay(self, z: Tensor, log_rate: Tensor) -> Tensor:
         """Return -exp(log_rate) softplus(z)."""

@@ -31,8 +31,8 @@ class Pieces(Protocol):
     def maps(self, x: Tensor, factors: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, ...]:
         """Return x W + b for every (W [D, n], b [n] or None), whose products add up the gradient of x."""
 
-    def gated_product(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
-        """Return act(gate) up."""
+    def gated_map(self, gate: Tensor, up: Tensor, weight: Tensor, activation: str) -> Tensor:
+        """Return (act(gate) up) W, keeping gate and up alone for the backward pass."""
 
     def log_decay(self, z: Tensor, log_rate: Tensor) -> Tensor:
         """Return -exp(log_rate) softplus(z) in fp32 for z [B, T, H, K]."""

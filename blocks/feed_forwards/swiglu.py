@@ -27,7 +27,7 @@ class Swiglu(FeedForward, kind="swiglu"):
 
     def apply_fused(self, x: Tensor, parameters: Mapping[str, Tensor], pieces: Pieces) -> Tensor:
         gate, up = pieces.maps(x, ((parameters["gate"], None), (parameters["up"], None)))
-        return pieces.gated_product(gate, up, "silu") @ parameters["down"]
+        return pieces.gated_map(gate, up, parameters["down"], "silu")
 
     def apply(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         gate = x @ parameters["gate"]

@@ -20,7 +20,7 @@ from archspec.kernels.pointwise.reference import (
     short_convolution_reference,
 )
 
-__all__ = ["gated_product", "gated_rms_norm", "l2_norm", "log_decay", "short_convolution"]
+__all__ = ["gated_map", "gated_product", "gated_rms_norm", "l2_norm", "log_decay", "short_convolution"]
 
 MAX_CONV_WIDTH = 8
 """Widest convolution of the Triton kernel: its backward pass keeps W tokens of x and dz and W + 1 sums in registers."""
@@ -136,9 +136,13 @@ def _norm(
     check_floating(op, x.device, x=x)
     form = resolve_backend(op, _within(op, backend, "the last axis", x.shape[-1], MAX_NORM_DIM), x)
     if form == "triton" and x.numel():
+        if kind == "l2":
+            from archspec.kernels.pointwise.l2_fused import l2_norm_fused
+
+            return l2_norm_fused(x, eps)
         from archspec.kernels.pointwise.norm_fused import head_norm_fused
 
-        return head_norm_fused(x, weight, gate, kind, activation, eps)
+        return head_norm_fused(x, weight, gate, activation, eps)
     return head_norm_reference(x, weight, gate, kind, activation, eps)
 
 
@@ -152,15 +156,40 @@ def gated_product(
         UnsupportedError: an unknown activation or backend, or one that cannot serve these tensors.
     """
     op = "gated_product"
-    _check_name(op, "activation", activation, GATE_ACTIVATIONS)
-    if gate.shape != up.shape:
-        raise ShapeError(f"{op}: gate has shape {list(gate.shape)}; required is up's, {list(up.shape)}.")
-    check_floating(op, up.device, gate=gate, up=up)
+    _check_product(op, gate, up, activation)
     if resolve_backend(op, backend, up) == "triton" and up.numel():
         from archspec.kernels.pointwise.product_fused import gated_product_fused
 
         return gated_product_fused(gate, up, activation)
     return gated_product_reference(gate, up, activation)
+
+
+def gated_map(
+    gate: Float[Tensor, "*rows D"],
+    up: Float[Tensor, "*rows D"],
+    weight: Float[Tensor, "D N"],
+    activation: str = "silu",
+    backend: str = "auto",
+) -> Float[Tensor, "*rows N"]:
+    """Return (act(gate) * up) W: the end of a gated feed-forward.
+
+    The Triton form does not keep the product for the backward pass, which makes it again beside its gradients: one
+    tensor [*rows, D] less, of the two that it needs.
+
+    Raises:
+        ShapeError: shapes or devices that do not fit.
+        UnsupportedError: an unknown activation or backend, or one that cannot serve these tensors.
+    """
+    op = "gated_map"
+    _check_product(op, gate, up, activation)
+    if weight.ndim != 2 or weight.shape[0] != up.shape[-1]:
+        raise ShapeError(f"{op}: weight has shape {list(weight.shape)}; required is [{up.shape[-1]}, N].")
+    check_floating(op, up.device, gate=gate, up=up, weight=weight)
+    if resolve_backend(op, backend, up) == "triton" and up.numel():
+        from archspec.kernels.pointwise.product_fused import gated_map_fused
+
+        return gated_map_fused(gate, up, weight, activation)
+    return gated_product_reference(gate, up, activation) @ weight
 
 
 def log_decay(
@@ -190,6 +219,13 @@ def log_decay(
 
         return log_decay_fused(z, log_rate, offset)
     return log_decay_reference(z, log_rate, offset)
+
+
+def _check_product(op: str, gate: Tensor, up: Tensor, activation: str) -> None:
+    _check_name(op, "activation", activation, GATE_ACTIVATIONS)
+    if gate.shape != up.shape:
+        raise ShapeError(f"{op}: gate has shape {list(gate.shape)}; required is up's, {list(up.shape)}.")
+    check_floating(op, up.device, gate=gate, up=up)
 
 
 def _within(op: str, backend: str, name: str, size: int, limit: int) -> str:

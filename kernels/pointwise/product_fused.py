@@ -1,4 +1,7 @@
-"""act(gate) * up as one Triton kernel forward and one backward: what a gated feed-forward does between its matrices."""
+"""act(gate) * up as one Triton kernel forward and one backward: what a gated feed-forward does between its matrices.
+
+With the matrix after it, the product is not kept: the backward kernel makes it again beside the gradients.
+"""
 
 # Bodies of jitted functions are Triton's language, not Python: they have no types to check.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -9,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from archspec.kernels.direct import direct
 from archspec.kernels.pointwise.activation_fused import ACTIVATION, activate, activate_slope
@@ -27,14 +31,18 @@ def _product_forward(gate, up, out, size, ACT: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _product_backward(gate, up, dout, dgate, dup, size, ACT: tl.constexpr, BLOCK: tl.constexpr):
+def _product_backward(gate, up, dout, dgate, dup, again, size, ACT: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradients and, given ``again`` (which may be ``dout``), the product."""
     at = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
     keep = at < size
     z = tl.load(gate + at, mask=keep, other=0.0).to(tl.float32)
     y = tl.load(up + at, mask=keep, other=0.0).to(tl.float32)
     gradient = tl.load(dout + at, mask=keep, other=0.0).to(tl.float32)
+    opened = activate(z, ACT)
     tl.store(dgate + at, (gradient * y * activate_slope(z, ACT)).to(dgate.dtype.element_ty), mask=keep)
-    tl.store(dup + at, (gradient * activate(z, ACT)).to(dup.dtype.element_ty), mask=keep)
+    tl.store(dup + at, (gradient * opened).to(dup.dtype.element_ty), mask=keep)
+    if again is not None:
+        tl.store(again + at, (opened * y).to(again.dtype.element_ty), mask=keep)
 
 
 def product_forward(gate: Tensor, up: Tensor, activation: str) -> Tensor:
@@ -54,10 +62,15 @@ def _product_fake(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 def product_backward(dout: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """Return the gradients of gate and up."""
+    return _gradients(dout, gate, up, activation, None)
+
+
+def _gradients(dout: Tensor, gate: Tensor, up: Tensor, activation: str, again: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the gradients of gate and up, and leave their product in ``again``."""
     dgate, dup = torch.empty_like(gate), torch.empty_like(up)
     grid = (-(-up.numel() // BLOCK),)
     act = ACTIVATION[activation]
-    _product_backward[grid](gate, up, dout, dgate, dup, up.numel(), ACT=act, BLOCK=BLOCK, num_warps=4)
+    _product_backward[grid](gate, up, dout, dgate, dup, again, up.numel(), ACT=act, BLOCK=BLOCK, num_warps=4)
     return dgate, dup
 
 
@@ -91,3 +104,33 @@ def gated_product_fused(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     run = _product_op if torch.compiler.is_compiling() else _direct
     out: Tensor = run(gate.contiguous(), up.contiguous(), activation)
     return out
+
+
+class _GatedMap(torch.autograd.Function):
+    """(act(gate) up) W, which keeps gate, up and W."""
+
+    @staticmethod
+    def forward(ctx, gate, up, weight, activation):
+        ctx.save_for_backward(gate, up, weight)
+        ctx.activation = activation
+        return product_forward(gate, up, activation) @ weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        gate, up, weight = ctx.saved_tensors
+        rows = dy.reshape(-1, dy.shape[-1])
+        product = rows @ weight.t()  # its gradient, over which the product itself is written
+        dgate, dup = _gradients(product, gate, up, ctx.activation, product)
+        return dgate, dup, product.t() @ rows if ctx.needs_input_grad[2] else None, None
+
+
+def gated_map_fused(gate: Tensor, up: Tensor, weight: Tensor, activation: str) -> Tensor:
+    """Run the Triton form; arguments as in `archspec.kernels.pointwise.gated_map`, checked there.
+
+    Traced by ``torch.compile`` or under autocast, the product is kept.
+    """
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(up.device.type):
+        return gated_product_fused(gate, up, activation) @ weight
+    y: Tensor = _GatedMap.apply(gate.contiguous(), up.contiguous(), weight, activation)
+    return y

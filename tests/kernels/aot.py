@@ -98,7 +98,7 @@ CASES = (
     *(Case("delta", "bfloat16", gate, _LONG, f"_delta_{way}#0") for gate in ("none", "key") for way in _WAYS),
     Case("convolution", "bfloat16", "none", _MODEL, "_conv_forward#0"),
     Case("convolution", "bfloat16", "none", _MODEL, "_conv_backward#0"),
-    Case("head_norm", "bfloat16", "none", _MODEL, "_norm_backward#0"),
+    Case("head_norm", "bfloat16", "none", _MODEL, "_l2_backward#0"),
     Case("head_norm", "bfloat16", "token", _MODEL, "_norm_backward#0"),
     Case("log_decay", "bfloat16", "key", _MODEL, "_decay_backward#0"),
     Case("delta_step", "bfloat16", "key", _DECODED, "_step_kernel#0"),
@@ -160,13 +160,14 @@ def _convolution(case: Case) -> None:
 
 def _head_norm(case: Case) -> None:
     """The L2 norm of a key or, gated by ``token``, the RMS norm of a read-out."""
-    from archspec.kernels.pointwise import norm_fused
+    from archspec.kernels.pointwise import l2_fused, norm_fused
 
     B, T, H, _, K, _ = case.shape
     x = torch.empty(B, T, H, K, dtype=getattr(torch, case.dtype), device="meta")
-    gated = case.gate == "token"
-    weight, gate = (x.new_empty(K), torch.empty_like(x)) if gated else (None, None)
-    norm_fused.norm_backward(x, x, weight, gate, "rms" if gated else "l2", "silu", 1e-6)
+    if case.gate == "token":
+        norm_fused.norm_backward(x, x, x.new_empty(K), torch.empty_like(x), "silu", 1e-6)
+    else:
+        l2_fused.l2_backward(x, *l2_fused.l2_forward(x, 1e-6))
 
 
 def _log_decay(case: Case) -> None:

@@ -108,8 +108,8 @@ class TorchPieces(FusedPieces):
         self.counts.append(len(factors))
         return super().maps(x, factors)
 
-    def gated_product(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
-        return pointwise.gated_product(gate, up, activation, "reference")
+    def gated_map(self, gate: Tensor, up: Tensor, weight: Tensor, activation: str) -> Tensor:
+        return pointwise.gated_map(gate, up, weight, activation, "reference")
 
     def log_decay(self, z: Tensor, log_rate: Tensor) -> Tensor:
         return pointwise.log_decay(z, log_rate, backend="reference")
