@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from archspec.errors import ArchspecError
 from archspec.search.checkpoint import Checkpoint
-from archspec.search.families import ModelFactory, Split, Tally, Task
+from archspec.search.families import Batch, ModelFactory, Split, Tally, Task
 from archspec.search.gradients import Gradients
+from archspec.search.passes import Passes
 from archspec.search.recipe import Recipe
 from archspec.search.training_result import CurvePoint, RunResult, SweepPoint, TrainingResult
 
@@ -263,7 +264,7 @@ class _Run:
         self.learning_rate = learning_rate
         self.num_steps = recipe.num_steps(budget_tokens, task.sequence_length)
         self.tokens_per_step = recipe.batch_size * task.sequence_length
-        self.device = next(model.parameters()).device
+        self.passes = Passes(model.train(), task, recipe, self._batch(0))
         self.optimizer = recipe.optimizer(model)
         self.gradients = Gradients(model, remembered=CHECK_EVERY_STEPS + 1)
         self.training_s = 0.0
@@ -275,8 +276,8 @@ class _Run:
 
     def advance(self, steps: range) -> float:
         """Take the steps and return their mean loss in nats."""
-        started = time.perf_counter()
         self.model.train()
+        started = time.perf_counter()
         total, unread = 0.0, list[Tensor]()
         for step in steps:
             unread.append(self._step(step))
@@ -299,16 +300,13 @@ class _Run:
         rate = self.recipe.learning_rate_at(step, self.num_steps, self.learning_rate, self.tokens_per_step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self.task.batch("train", self.seed, step, self.recipe.batch_size).to(self.device)
-        with self.recipe.autocast(self.device):
-            output = self.model(batch.tokens)
-        loss = self.task.loss(output.logits, batch)
-        total = loss if output.auxiliary_loss is None else loss + output.auxiliary_loss
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        loss = self.passes(self._batch(step))
         self.gradients.clip(step, self.recipe.clip_norm)
         self.optimizer.step()
-        return loss.detach()
+        return loss
+
+    def _batch(self, step: int) -> Batch:
+        return self.task.batch("train", self.seed, step, self.recipe.batch_size)
 
     def _read(self, losses: Sequence[Tensor], first_step: int) -> float:
         """Return the sum of the losses; the first one out of range ends the run."""

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 import pickle
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+import archspec
 from archspec.blocks.declared import Declared
+from archspec.errors import UnsupportedError
 from archspec.initial import FAN_IN, Parameter
 from archspec.search.families import Batch, Direction, Split, Tally, Task
 from archspec.search.intervals import t_interval, t_quantile
+from archspec.search.passes import Passes
 from archspec.search.recipe import Recipe, decays
 from archspec.search.tasks.recall import Recall
 from archspec.search.training import Progress, TrialDiverged, build_model, evaluate, train, train_model
-from archspec.search.training_result import TrainingResult
+from archspec.search.training_result import RunResult, TrainingResult
 
 TASK = Recall(vocab_size=16, sequence_length=8, num_kv_pairs=2, random_non_queries=False)
 QUICK = Recipe(learning_rates=(1e-2,), batch_size=8, eval_tokens=256, test_tokens=512)
@@ -303,3 +306,22 @@ def test_training_on_a_gpu_learns_in_bf16() -> None:
     result = train(lambda seed: Tiny(8, 24), task, recipe, 32 * 4 * 300, 0, "cuda")
     assert result.test["recall/accuracy"] > 0.95
     assert result.device == torch.cuda.get_device_name()
+
+
+@pytest.mark.gpu
+def test_a_graph_on_a_gpu_trains_as_the_host_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained() -> tuple[bool, RunResult]:
+        torch.manual_seed(0)
+        model = archspec.compile("deltanet", vocab_size=16, device="cuda")
+        captured = Passes(model, TASK, QUICK, TASK.batch("train", 0, 0, QUICK.batch_size)).graph is not None
+        return captured, train_model(model, TASK, QUICK, 1e-3, BUDGET, 0)
+
+    captured, graphed = trained()
+
+    def refuse(*_: object) -> NoReturn:
+        raise UnsupportedError("no graphs here")
+
+    monkeypatch.setattr("archspec.search.passes.TrainingGraph", refuse)
+    by_hand, launched = trained()
+    assert (captured, by_hand) == (True, False)
+    assert [point.train_loss for point in graphed.curve] == pytest.approx([p.train_loss for p in launched.curve], 1e-3)
