@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from archspec.kernels.direct import direct
 from archspec.kernels.pointwise.activation_fused import ACTIVATION, activate, activate_slope
 from archspec.launches import next_power_of_two, walk_length
 
@@ -232,7 +233,7 @@ def _conv_fake(x: Tensor, weight: Tensor, offset: Tensor | None, state: Tensor |
 def conv_backward(
     dy: Tensor, x: Tensor, weight: Tensor, offset: Tensor | None, state: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dx, dweight, doffset (zeros without an offset) and dstate (empty without a state)."""
+    """Return dx, dweight, doffset and dstate (empty without them)."""
     B, T, D = x.shape
     W = weight.shape[1]
     segments, cut = _conv_cut(x, CONV_BACKWARD_STEPS, CONV_UNROLL[1])
@@ -245,7 +246,8 @@ def conv_backward(
         HAS_OFFSET=offset is not None, HAS_STATE=state is not None, num_warps=4,
     )  # fmt: skip
     total = sums.sum(0)
-    return dx, total[:W].t().to(weight.dtype).contiguous(), total[W].clone(), dstate
+    d_offset = total.new_empty(0) if offset is None else total[W].clone()
+    return dx, total[:W].t().to(weight.dtype).contiguous(), d_offset, dstate
 
 
 _conv_backward_op = torch.library.custom_op("archspec::short_convolution_backward", conv_backward, mutates_args=())
@@ -255,7 +257,7 @@ _conv_backward_op = torch.library.custom_op("archspec::short_convolution_backwar
 def _conv_backward_fake(
     dy: Tensor, x: Tensor, weight: Tensor, offset: Tensor | None, state: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_offset = torch.empty(x.shape[-1], dtype=torch.float32, device=x.device)
+    d_offset = torch.empty(0 if offset is None else x.shape[-1], dtype=torch.float32, device=x.device)
     dstate = x.new_empty(0) if state is None else torch.empty_like(state)
     return torch.empty_like(x), torch.empty_like(weight), d_offset, dstate
 
@@ -263,15 +265,19 @@ def _conv_backward_fake(
 def _save_conv(ctx, inputs, output):  # type: ignore[no-untyped-def]
     x, weight, offset, state, ctx.activation = inputs
     ctx.save_for_backward(x, weight, offset, state)
+    ctx.backward_form = _conv_backward_op
 
 
 def _differentiate_conv(ctx, dy):  # type: ignore[no-untyped-def]
     x, weight, offset, state = ctx.saved_tensors
-    dx, dw, db, ds = _conv_backward_op(dy.contiguous(), x, weight, offset, state, ctx.activation)
+    dx, dw, db, ds = ctx.backward_form(dy.contiguous(), x, weight, offset, state, ctx.activation)
     return dx, dw, None if offset is None else db.to(offset.dtype), None if state is None else ds, None
 
 
 _conv_op.register_autograd(_differentiate_conv, setup_context=_save_conv)
+
+
+_direct = direct(conv_forward, conv_backward, _save_conv, _differentiate_conv)
 
 
 def short_convolution_fused(
@@ -280,5 +286,6 @@ def short_convolution_fused(
     """Run the Triton form; arguments as in `archspec.kernels.pointwise.short_convolution`, checked there."""
     state = None if state is None or not state.numel() else state.contiguous()
     offset = None if offset is None else offset.contiguous()
-    y: Tensor = _conv_op(x.contiguous(), weight.contiguous(), offset, state, activation)
+    run = _conv_op if torch.compiler.is_compiling() else _direct
+    y: Tensor = run(x.contiguous(), weight.contiguous(), offset, state, activation)
     return y

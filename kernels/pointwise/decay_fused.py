@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from archspec.kernels.direct import direct
 from archspec.launches import next_power_of_two, walk_length
 
 
@@ -147,19 +148,24 @@ def _decay_backward_fake(
 
 def _save_decay(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs)
+    ctx.backward_form = _decay_backward_op
 
 
 def _differentiate_decay(ctx, dy):  # type: ignore[no-untyped-def]
     z, log_rate, offset = ctx.saved_tensors
-    dz, d_rate, d_offset = _decay_backward_op(dy.contiguous(), z, log_rate, offset)
+    dz, d_rate, d_offset = ctx.backward_form(dy.contiguous(), z, log_rate, offset)
     return dz, d_rate, None if offset is None else d_offset.to(offset.dtype)
 
 
 _decay_op.register_autograd(_differentiate_decay, setup_context=_save_decay)
 
 
+_direct = direct(decay_forward, decay_backward, _save_decay, _differentiate_decay)
+
+
 def log_decay_fused(z: Tensor, log_rate: Tensor, offset: Tensor | None) -> Tensor:
     """Run the Triton form; arguments as in `archspec.kernels.pointwise.log_decay`, checked there."""
     offset = None if offset is None else offset.contiguous()
-    y: Tensor = _decay_op(z.contiguous(), log_rate.contiguous(), offset)
+    run = _decay_op if torch.compiler.is_compiling() else _direct
+    y: Tensor = run(z.contiguous(), log_rate.contiguous(), offset)
     return y
