@@ -14,7 +14,7 @@ from torch import Tensor
 from archspec import kernel_inputs, matrices
 from archspec.anchored import anchored
 from archspec.averaging import average
-from archspec.blocks.mixer import Form
+from archspec.blocks.form import Form
 from archspec.blocks.recurrence import recurrence
 from archspec.blocks.rule import MemoryState, Quantities, gate_on_weight, initial_state
 from archspec.elementwise import scan

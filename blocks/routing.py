@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from archspec.blocks.carry import Carry
 from archspec.blocks.declared import Declared
-from archspec.blocks.mixer import MemoryMixerModule, Routing
+from archspec.blocks.form import Routing
+from archspec.blocks.mixer import MemoryMixerModule
 from archspec.blocks.projection import ProjectionModule
 from archspec.blocks.readout import ReadoutModule
 from archspec.blocks.source import SourceModule
