@@ -102,26 +102,11 @@ def sweep_config(
     return SweepConfig(block, 4, 3 if programs_per_multiprocessor <= 1.0 else 2)
 
 
-def prepare_config(key_dim: int) -> SweepConfig:
-    """Return the tile of the kernel that prepares one chunk under a decay per key channel."""
-    return SweepConfig(min(32, padded_dim(key_dim)), 4, 2)
-
-
-def strong_config(key_dim: int) -> SweepConfig:
-    """Return the tile of the kernels for chunks that a decay per key channel is too strong in to be taken whole."""
-    return SweepConfig(min(32, padded_dim(key_dim)), 4, 2)
-
-
-def channel_gradients_config(key_dim: int) -> SweepConfig:
-    """Return the tile of the kernel for the gradients inside one chunk of a decay per key channel.
+def channels_config(key_dim: int) -> SweepConfig:
+    """Return the tile, of key channels, of the kernels for one chunk under a decay per key channel.
 
     Two stages: with one, at four warps, Triton 3.6.0 compiles wrong products of bf16 for sm_90.
     """
-    return SweepConfig(min(32, padded_dim(key_dim)), 4, 2)
-
-
-def scaled_config(key_dim: int) -> SweepConfig:
-    """Return the tile of the kernel that scales gradients inside one chunk and sums those of decays per key channel."""
     return SweepConfig(min(32, padded_dim(key_dim)), 4, 2)
 
 

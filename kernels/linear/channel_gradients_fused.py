@@ -21,7 +21,7 @@ from archspec.kernels.tiles import (
     slot_chunk,
     store_rows,
 )
-from archspec.launches import channel_gradients_config, next_power_of_two, padded_dim, scaled_config, strong_config
+from archspec.launches import channels_config, next_power_of_two, padded_dim
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _score_gradients(
     v_base, do_base, out_base, scale, row, length, stride, out_stride,
     V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STRICT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write scale * do_t . v_s for s <= t, or s < t if STRICT, [C, C]; whoever reads it waits for a barrier first.
+    """Write scale * do_t . v_s for s <= t, or s < t if STRICT, [C, C].
 
     It goes through memory, mostly the first cache: kept, it would take the registers of the tiles.
     """
@@ -45,8 +45,57 @@ def _score_gradients(
 
 
 @triton.jit
+def _all_score_gradients(
+    v, do, erased, pairs_out, own_out, scale, row, length, offset, c_offset,
+    HV: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write those of q's pairs and, given ``erased``, of k's own, for this program to read."""
+    _score_gradients(
+        v + offset, do + offset, pairs_out + c_offset, scale, row, length, HV * V, HV * C, V, BV, C, False, PRECISION
+    )
+    if erased is not None:
+        _score_gradients(
+            v + offset, erased + offset, own_out + c_offset, -1.0, row, length, HV * V, HV * C, V, BV, C, True,
+            PRECISION,
+        )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
+def _pair_gradients(
+    tile_q, tile_k, grow, shrink, seen, pairs_in, own_in, c_offset, row, length, stride, wide: tl.constexpr,
+    C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq, dk and the share of q dq - k dk that come of pairs, given the factors of readers and of writers.
+
+    Of all pairs that have score gradients, or those ``seen``; of k's own too where there are any. The share is formed
+    from the rounded factors of the products, so that the pairs inside the chunk cancel.
+    """
+    rows = tl.arange(0, C)
+    reads, writes = (tile_q * grow).to(wide), (tile_k * shrink).to(wide)
+    pairs = load_rows(pairs_in + c_offset, row, length, stride, rows, C, C, True).to(wide)
+    if seen is not None:
+        pairs = tl.where(seen, pairs, 0.0)
+    to_reads = tl.dot(pairs, writes, input_precision=PRECISION)
+    to_writes = tl.dot(tl.trans(pairs), reads, input_precision=PRECISION)
+    share = reads * to_reads
+    dq = to_reads * grow
+    dk = 0.0
+    if own_in is not None:
+        reads = (tile_k * grow).to(wide)
+        pairs = load_rows(own_in + c_offset, row, length, stride, rows, C, C, True).to(wide)
+        if seen is not None:
+            pairs = tl.where(seen, pairs, 0.0)
+        to_reads = tl.dot(pairs, writes, input_precision=PRECISION)
+        to_writes = tl.dot(tl.trans(pairs), reads, acc=to_writes, input_precision=PRECISION)
+        share += reads * to_reads
+        dk = to_reads * grow
+    return dq, dk + to_writes * shrink, share - writes * to_writes
+
+
+@triton.jit
 def _finish(
-    dq, dk, d_read, share, from_start, to_end, q_base, k_base, g, offset, q_cross, read_cross, k_cross, carried,
+    dq, dk, share, from_start, to_end, q_base, k_base, g, offset, q_cross, read_cross, k_cross, carried,
     dq_out, dk_out, dg_out, row, length, slot, i_h, stride, cols,
     HV: tl.constexpr, K: tl.constexpr, C: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -65,7 +114,7 @@ def _finish(
     if read_cross is not None:
         cross = load_rows(read_cross + offset, row, length, HV * K, cols, C, K, EVEN).to(tl.float32)
         share += cross * (tile_k * from_start).to(tile_k.dtype)
-        dk += d_read + cross * from_start
+        dk += cross * from_start
     store_rows(dk_out + offset, dk, row, length, HV * K, cols, C, K, EVEN)
     after = tl.sum(share, 0)[None, :] - tl.cumsum(share, 0) + share
     at = (tl.cast(slot, tl.int64) * HV + i_h) * K + cols
@@ -101,7 +150,7 @@ def _scaled_gradients(
         chunk_total = tl.load(decay + at, mask=cols < K, other=0.0)[None, :]
         sums = tl.cumsum(tl.maximum(gates * LOG2E, LOWEST_LOG2), 0)
         _finish(
-            0.0, 0.0, 0.0, 0.0, tl.exp2(sums), tl.exp2(tl.minimum(chunk_total - sums, 0.0)), q_base, k_base, g, offset,
+            0.0, 0.0, 0.0, tl.exp2(sums), tl.exp2(tl.minimum(chunk_total - sums, 0.0)), q_base, k_base, g, offset,
             q_cross, read_cross, k_cross, carried, dq_out, dk_out, dg_out, row, length, slot, i_h, H * K, cols,
             HV, K, C, EVEN,
         )  # fmt: skip
@@ -117,9 +166,6 @@ def _channel_gradients(
     """For one chunk: dq, dk and dg, from the sweeps' share (cross) and the pairs inside, from one anchor.
 
     Given ``erased``, k reads too: its own pairs s < t have the gradient -erased_t . v_s.
-
-    The share of q dq - k dk that comes from pairs is formed from the rounded factors of the products, so that the
-    pairs inside the chunk cancel.
     """
     slot, i_h = tl.program_id(0) // HV, tl.program_id(0) % HV
     i_n, chunk = slot_chunk(cu_seqlens, slot, N, T, C, PACKED, N_PADDED)
@@ -130,20 +176,12 @@ def _channel_gradients(
         H: tl.constexpr = HV // G
         q_base, k_base = q + (start * H + i_h // G) * K, k + (start * H + i_h // G) * K
         offset = (start * HV + i_h) * K
-        v_offset = (start * HV + i_h) * V
         c_offset = (start * HV + i_h) * C
         wide: tl.constexpr = tl.bfloat16 if q.dtype.element_ty == tl.bfloat16 else tl.float32
-        _score_gradients(
-            v + v_offset, do + v_offset, pairs_out + c_offset, scale, row, length, HV * V, HV * C, V, BV, C, False,
+        _all_score_gradients(
+            v, do, erased, pairs_out, own_out, scale, row, length, (start * HV + i_h) * V, c_offset, HV, V, BV, C,
             PRECISION,
         )  # fmt: skip
-        if erased is not None:
-            _score_gradients(
-                v + v_offset, erased + v_offset, own_out + c_offset, -1.0, row, length, HV * V, HV * C, V, BV, C, True,
-                PRECISION,
-            )  # fmt: skip
-        tl.debug_barrier()
-        rows = tl.arange(0, C)
         for i_k in range((K + BK - 1) // BK):
             if all_above(decay, END_ANCHOR, slot, i_h, i_k * BK, HV, K, BK) != 0:
                 cols = i_k * BK + tl.arange(0, BK)
@@ -156,25 +194,12 @@ def _channel_gradients(
                 from_start = tl.exp2(sums)
                 to_end = tl.exp2(tl.minimum(chunk_total - sums, 0.0))
                 anchor = tl.exp2(-0.5 * chunk_total)
-                writes = (tile_k * (to_end * anchor)).to(wide)
-                reads = (tile_q * (from_start * anchor)).to(wide)
-                pairs = load_rows(pairs_out + c_offset, row, length, HV * C, rows, C, C, True).to(wide)
-                dq = tl.dot(pairs, writes, input_precision=PRECISION)
-                dk = tl.dot(tl.trans(pairs), reads, input_precision=PRECISION)
-                share = reads * dq
-                dq *= from_start * anchor
-                d_read = 0.0
-                if erased is not None:
-                    reads = (tile_k * (from_start * anchor)).to(wide)
-                    pairs = load_rows(own_out + c_offset, row, length, HV * C, rows, C, C, True).to(wide)
-                    d_read = tl.dot(pairs, writes, input_precision=PRECISION)
-                    dk = tl.dot(tl.trans(pairs), reads, acc=dk, input_precision=PRECISION)
-                    share += reads * d_read
-                    d_read *= from_start * anchor
-                share -= writes * dk
-                dk *= to_end * anchor
+                dq, dk, share = _pair_gradients(
+                    tile_q, tile_k, from_start * anchor, to_end * anchor, None, pairs_out, own_out, c_offset, row,
+                    length, HV * C, wide, C, PRECISION,
+                )  # fmt: skip
                 _finish(
-                    dq, dk, d_read, share, from_start, to_end, q_base, k_base, g, offset, q_cross, read_cross, k_cross,
+                    dq, dk, share, from_start, to_end, q_base, k_base, g, offset, q_cross, read_cross, k_cross,
                     carried, dq_out, dk_out, dg_out, row, length, slot, i_h, H * K, cols, HV, K, C, EVEN,
                 )  # fmt: skip
 
@@ -199,19 +224,12 @@ def _strong_gradients(
         H: tl.constexpr = HV // G
         q_base, k_base = q + (start * H + i_h // G) * K, k + (start * H + i_h // G) * K
         offset = (start * HV + i_h) * K
-        v_offset, c_offset = (start * HV + i_h) * V, (start * HV + i_h) * C
+        c_offset = (start * HV + i_h) * C
         wide: tl.constexpr = tl.bfloat16 if q.dtype.element_ty == tl.bfloat16 else tl.float32
-        rows = tl.arange(0, C)
-        _score_gradients(
-            v + v_offset, do + v_offset, pairs_out + c_offset, scale, row, length, HV * V, HV * C, V, BV, C, False,
+        _all_score_gradients(
+            v, do, erased, pairs_out, own_out, scale, row, length, (start * HV + i_h) * V, c_offset, HV, V, BV, C,
             PRECISION,
         )  # fmt: skip
-        if erased is not None:
-            _score_gradients(
-                v + v_offset, erased + v_offset, own_out + c_offset, -1.0, row, length, HV * V, HV * C, V, BV, C, True,
-                PRECISION,
-            )  # fmt: skip
-        tl.debug_barrier()
         for i_k in range((K + BK - 1) // BK):
             if all_above(decay, END_ANCHOR, slot, i_h, i_k * BK, HV, K, BK) == 0:
                 cols = i_k * BK + tl.arange(0, BK)
@@ -228,23 +246,11 @@ def _strong_gradients(
                 width = tl.full((), C, tl.int32)
                 while width > 0:
                     grow, shrink, seen, left = halved_factors(whole, part, width, C)
-                    reads, writes = (tile_q * grow).to(wide), (tile_k * shrink).to(wide)
-                    pairs = load_rows(pairs_out + c_offset, row, length, HV * C, rows, C, C, True)
-                    pairs = tl.where(seen, pairs, 0.0).to(wide)
-                    to_reads = tl.dot(pairs, writes, input_precision=PRECISION)
-                    to_writes = tl.dot(tl.trans(pairs), reads, input_precision=PRECISION)
-                    share += reads * to_reads
-                    dq += to_reads * grow
-                    if erased is not None:
-                        reads = (tile_k * grow).to(wide)
-                        pairs = load_rows(own_out + c_offset, row, length, HV * C, rows, C, C, True)
-                        pairs = tl.where(seen, pairs, 0.0).to(wide)
-                        to_reads = tl.dot(pairs, writes, input_precision=PRECISION)
-                        to_writes = tl.dot(tl.trans(pairs), reads, acc=to_writes, input_precision=PRECISION)
-                        share += reads * to_reads
-                        dk += to_reads * grow
-                    share -= writes * to_writes
-                    dk += to_writes * shrink
+                    more_q, more_k, more = _pair_gradients(
+                        tile_q, tile_k, grow, shrink, seen, pairs_out, own_out, c_offset, row, length, HV * C, wide, C,
+                        PRECISION,
+                    )  # fmt: skip
+                    dq, dk, share = dq + more_q, dk + more_k, share + more
                     width = width // 2 * left
                 sums = tl.cumsum(gates, 0)  # as they were rounded for what crosses the chunk's ends
                 if MILD_KNOWN:
@@ -252,7 +258,7 @@ def _strong_gradients(
                     dq, dk, share = tl.where(wanted, dq, 0.0), tl.where(wanted, dk, 0.0), tl.where(wanted, share, 0.0)
                 to_end = tl.exp2(tl.minimum(chunk_total - sums, 0.0))
                 _finish(
-                    dq, dk, 0.0, share, tl.exp2(sums), to_end, q_base, k_base, g, offset, q_cross, read_cross,
+                    dq, dk, share, tl.exp2(sums), to_end, q_base, k_base, g, offset, q_cross, read_cross,
                     k_cross, carried, dq_out, dk_out, dg_out, row, length, slot, i_h, H * K, cols, HV, K, C, EVEN,
                 )  # fmt: skip
 
@@ -276,24 +282,21 @@ def channel_backward(
     dq, dk = (torch.empty_like(q_cross, dtype=dtype) for _ in range(2))
     dg = torch.empty_like(g, dtype=torch.float32)
     pairs, own = (v.new_empty(*v.shape[:3], call.chunk) if x is not None else None for x in (do, erased))
-    sizes = {"G": call.HV // call.H, "K": call.K, "N_PADDED": next_power_of_two(call.N), **call.sizes()}
+    tile = channels_config(call.K)
+    sizes = {
+        "G": call.HV // call.H, "K": call.K, "BK": tile.block, "N_PADDED": next_power_of_two(call.N),
+        "num_warps": tile.num_warps, "num_stages": tile.num_stages, **call.sizes(),
+    }  # fmt: skip
     known = q_cross, read_cross, k_cross, carried, dq, dk, dg, cu_seqlens
     of_pairs = {"V": call.V, "BV": min(64, padded_dim(call.V)), "PRECISION": wide_precision(q), **sizes}
     if has_pairs:
-        tile = scaled_config(call.K)
-        _scaled_gradients[(call.slots * call.HV * -(-call.K // tile.block),)](
-            q, k, g, decay, *known, call.N, call.T, BK=tile.block, num_warps=tile.num_warps,
-            num_stages=tile.num_stages, **sizes,
-        )  # fmt: skip
+        blocks = -(-call.K // tile.block)
+        _scaled_gradients[(call.slots * call.HV * blocks,)](q, k, g, decay, *known, call.N, call.T, **sizes)
     else:
-        tile = channel_gradients_config(call.K)
         _channel_gradients[(call.slots * call.HV,)](
-            q, k, g, v, do, erased, decay, pairs, own, *known, scale, call.N, call.T, BK=tile.block,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, **of_pairs,
-        )  # fmt: skip
-    tile = strong_config(call.K)
+            q, k, g, v, do, erased, decay, pairs, own, *known, scale, call.N, call.T, **of_pairs
+        )
     _strong_gradients[(call.slots * call.HV,)](
-        q, k, g, v, do, erased, decay, pairs, own, *known, scale, call.N, call.T, MILD_KNOWN=has_pairs, BK=tile.block,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, **of_pairs,
-    )  # fmt: skip
+        q, k, g, v, do, erased, decay, pairs, own, *known, scale, call.N, call.T, MILD_KNOWN=has_pairs, **of_pairs
+    )
     return dq, dk, dg

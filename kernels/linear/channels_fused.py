@@ -25,7 +25,7 @@ from torch import Tensor
 
 from archspec.kernels.linear.call import Call
 from archspec.kernels.tiles import LOG2E, LOWEST_LOG2, load_rows, sequence_bounds, slot_chunk, store_rows
-from archspec.launches import next_power_of_two, prepare_config, strong_config
+from archspec.launches import channels_config, next_power_of_two
 
 # The strongest decay of a chunk in log2 that its end serves as the anchor for, where factors reach 2^-decay; and that
 # half of it serves for. What factors multiply and sum up to then stays inside fp32's (and bf16's) range of 2^127.
@@ -209,15 +209,16 @@ def prepare_channels(
 ) -> Prepared:
     """Scale q and k of every chunk to its ends and take their scores; of k as a reader too when ``read_keys``."""
     made = empty_channels(call, q, read_keys=read_keys)
-    config = prepare_config(call.K)
-    sizes = {"G": call.HV // call.H, "K": call.K, "N_PADDED": next_power_of_two(call.N), **call.sizes()}
+    config = channels_config(call.K)
+    sizes = {
+        "G": call.HV // call.H, "K": call.K, "BK": config.block, "N_PADDED": next_power_of_two(call.N),
+        "num_warps": config.num_warps, "num_stages": config.num_stages, **call.sizes(),
+    }  # fmt: skip
     _prepare_channels[(call.slots * call.HV,)](
         q, k, g, made.decay, made.q, made.k, made.k_read, made.scores, made.key_scores, cu_seqlens, call.N, call.T,
-        BK=config.block, num_warps=config.num_warps, num_stages=config.num_stages, **sizes,
+        **sizes,
     )  # fmt: skip
-    config = strong_config(call.K)
     _strong_scores[(call.slots * call.HV,)](
-        q, k, g, made.decay, made.scores, made.key_scores, cu_seqlens, call.N, call.T,
-        BK=config.block, num_warps=config.num_warps, num_stages=config.num_stages, **sizes,
-    )  # fmt: skip
+        q, k, g, made.decay, made.scores, made.key_scores, cu_seqlens, call.N, call.T, **sizes
+    )
     return made
