@@ -17,6 +17,7 @@ exponent is of a decay between two tokens, at most zero.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,10 +25,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from archspec.kernels.backend import check_floating, check_shape, default_scale, resolve_backend, state_dtype
-from archspec.kernels.delta.inputs import DecaySums, Order, check_order, later_tokens
+from archspec.kernels.backend import default_scale, resolve_backend, state_dtype
+from archspec.kernels.delta.checks import check_shapes, run_heads
+from archspec.kernels.delta.inputs import DecaySums, Order, check_order, decays_between, later_tokens
 from archspec.kernels.dplr.decay import clamp_log_decay
-from archspec.kernels.dplr.inputs import check_same_dtype, check_tokens
 
 _OP = "column_delta_rule"
 CHUNK = 8  # tokens; measured on a CPU, where every column has matrices of this size
@@ -69,43 +70,31 @@ def column_delta_rule(
         ShapeError: shapes, dtypes or devices that do not fit.
         UnsupportedError: an unknown order, or a backend that cannot serve these tensors.
     """
-    sizes: dict[str, int] = {}
     reader = k if read_key is None else read_key
-    for name, x, letters in (("q", q, "B T H K"), ("k", k, "B T H K"), ("v", v, "B T H V")):
-        check_shape(_OP, name, x, letters, sizes)
-    check_tokens(_OP, sizes["T"])
-    check_shape(_OP, "read_key", reader, "B T H K", sizes)
-    for name, gate in (("beta", beta), ("g", g), ("write_beta", write_beta)):
-        if gate is not None:
-            check_shape(_OP, name, gate, "B T H 1" if gate.shape[-1:] == (1,) else "B T H V", {**sizes, "1": 1})
-    if initial_state is not None:
-        check_shape(_OP, "initial_state", initial_state, "B H K V", sizes)
-    check_floating(
-        _OP,
-        v.device,
-        q=q,
-        k=k,
-        v=v,
-        beta=beta,
-        g=g,
-        write_beta=write_beta,
-        read_key=reader,
-        initial_state=initial_state,
-    )
-    check_same_dtype(_OP, q=q, k=k, v=v, read_key=reader)
+    shapes: dict[str, tuple[Tensor | None, str]] = {
+        "q": (q, "B T H K"), "k": (k, "B T H K"), "v": (v, "B T H V"), "read_key": (reader, "B T H K"),
+        **{name: (x, _letters(x)) for name, x in (("beta", beta), ("g", g), ("write_beta", write_beta))},
+        "initial_state": (initial_state, "B H K V"),
+    }  # fmt: skip
+    sizes = check_shapes(_OP, shapes)
     check_order(_OP, order)
     form = resolve_backend(_OP, backend, v, has_triton=False)
     dtype = state_dtype(v)
     written = v.to(dtype) * (beta if write_beta is None else write_beta).to(dtype)
     query = q.to(dtype) * default_scale(scale, sizes["K"])
     decay = torch.zeros_like(beta[..., :1], dtype=dtype) if g is None else clamp_log_decay(g.to(dtype), dtype)
-    tokens = _Columns(query, k.to(dtype), reader.to(dtype), written, beta.to(dtype), decay)
-    state = torch.zeros(*(v.shape[0], *v.shape[2:3], q.shape[-1], v.shape[-1]), dtype=dtype, device=v.device)
-    state = state if initial_state is None else initial_state.to(dtype)
     compute = _reference if form == "reference" or (backend == "auto" and sizes["T"] == 1) else _chunked
-    o, state = compute(_Columns(*(x.transpose(1, 2).flatten(0, 1) for x in tokens)), state.flatten(0, 1), order)
-    o = o.view(q.shape[0], -1, *o.shape[1:]).transpose(1, 2).to(v.dtype)
-    return o, state.view(q.shape[0], -1, *state.shape[1:]) if output_final_state else None
+
+    def run(tokens: Sequence[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+        return compute(_Columns(*tokens), state, order)
+
+    o, state = run_heads(run, (query, k, reader, written, beta, decay), v, initial_state, sizes["K"])
+    return o, state if output_final_state else None
+
+
+def _letters(gate: Tensor | None) -> str:
+    """Return the axes of a gate, of a head or of its value channels."""
+    return "B T H 1" if gate is not None and gate.shape[-1:] == (1,) else "B T H V"
 
 
 class _Columns(NamedTuple):
@@ -180,8 +169,7 @@ def _chunks(tokens: _Columns, order: Order) -> list[_Chunk]:
 
     def between(ends: Tensor, hidden: Tensor) -> Tensor:
         """Return the decay from writes to reads of the same chunk [M, N, 1 or V, C, C]."""
-        exponents = ends.mT[..., :, None] - write.mT[..., None, :]
-        return exponents.to(g.dtype).masked_fill(hidden, -torch.inf).exp()
+        return decays_between(ends.mT, write.mT, hidden, g.dtype)
 
     system = between(read, later) * (p @ k.mT)[:, :, None] * beta.mT[..., None]
     eye = torch.eye(C, dtype=q.dtype, device=q.device)

@@ -48,6 +48,11 @@ def later_tokens(count: int, device: torch.device) -> Tensor:
     return torch.ones(count, count, dtype=torch.bool, device=device).triu()
 
 
+def decays_between(ends: Tensor, writes: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the decays e^(ends_t - writes_s) [.., C, C] of sums [.., C], zero where hidden."""
+    return (ends[..., :, None] - writes[..., None, :]).to(dtype).masked_fill(hidden, -torch.inf).exp()
+
+
 class DeltaInputs(NamedTuple):
     """Tensors of a delta_rule call with every key head expanded to HV.
 

@@ -12,18 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from archspec.kernels.backend import (
-    check_floating,
-    check_groups,
-    check_shape,
-    default_scale,
-    resolve_backend,
-    state_dtype,
-)
+from archspec.kernels.backend import default_scale, resolve_backend, state_dtype
+from archspec.kernels.delta.checks import check_shapes
 from archspec.kernels.delta.inputs import Order, check_order
 from archspec.kernels.dplr.chunked import run_engine
 from archspec.kernels.dplr.decay import clamp_log_decay
-from archspec.kernels.dplr.inputs import check_same_dtype, check_tokens, expand_gate, expand_heads
+from archspec.kernels.dplr.inputs import expand_gate, expand_heads
 
 _OP = "joint_delta_rule"
 
@@ -73,18 +67,13 @@ def joint_delta_rule(
         ShapeError: shapes, dtypes or devices that do not fit.
         UnsupportedError: an unknown order, or a backend that cannot serve these tensors.
     """
-    sizes: dict[str, int] = {}
-    for name, x, letters in (("q", q, "B T H K"), ("k", k, "B T H R K"), ("v", v, "B T HV R V")):
-        check_shape(_OP, name, x, letters, sizes)
-    check_groups(_OP, sizes["H"], sizes["HV"])
-    check_tokens(_OP, sizes["T"])
-    check_shape(_OP, "beta", beta, "B T HV R K" if beta.ndim == 5 else "B T HV R", sizes)
     reader = k if read_key is None else read_key
-    check_shape(_OP, "read_key", reader, "B T H R K", sizes)
-    if initial_state is not None:
-        check_shape(_OP, "initial_state", initial_state, "B HV K V", sizes)
-    check_floating(_OP, v.device, q=q, k=k, v=v, beta=beta, g=g, read_key=reader, initial_state=initial_state)
-    check_same_dtype(_OP, q=q, k=k, v=v, read_key=reader)
+    shapes: dict[str, tuple[Tensor | None, str]] = {
+        "q": (q, "B T H K"), "k": (k, "B T H R K"), "v": (v, "B T HV R V"),
+        "beta": (beta, "B T HV R K" if beta.ndim == 5 else "B T HV R"), "read_key": (reader, "B T H R K"),
+        "initial_state": (initial_state, "B HV K V"),
+    }  # fmt: skip
+    sizes = check_shapes(_OP, shapes, {"g": g})
     check_order(_OP, order)
     form = resolve_backend(_OP, backend, v, has_triton=False)
     compute = _reference if form == "reference" or (backend == "auto" and sizes["T"] == 1) else _chunked

@@ -15,6 +15,7 @@ matrices are made for all chunks side by side; then chunks follow one another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,11 +24,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from archspec.errors import ShapeError
-from archspec.kernels.backend import check_floating, check_shape, default_scale, resolve_backend, state_dtype
-from archspec.kernels.delta.inputs import DecaySums, Order, check_order, later_tokens
+from archspec.kernels.backend import default_scale, resolve_backend, state_dtype
+from archspec.kernels.delta.checks import check_shapes, run_heads
+from archspec.kernels.delta.inputs import DecaySums, Order, check_order, decays_between, later_tokens
 from archspec.kernels.delta.joint import joint_delta_rule
 from archspec.kernels.dplr.decay import clamp_log_decay
-from archspec.kernels.dplr.inputs import check_same_dtype, check_tokens
 
 _OP = "windowed_delta_rule"
 ROWS, LONGEST = 32, 16  # rows C R of a chunk's system, and C at most; measured on a CPU
@@ -74,23 +75,16 @@ def windowed_delta_rule(
         ShapeError: shapes, dtypes or devices that do not fit.
         UnsupportedError: an unknown order, or a backend that cannot serve these tensors.
     """
-    sizes: dict[str, int] = {}
     reader = k if read_key is None else read_key
-    gates = {"weights": weights, "step": step, "g": g}
-    for name, x, letters in (("q", q, "B T H K"), ("k", k, "B N H K"), ("v", v, "B N H V")):
-        check_shape(_OP, name, x, letters, sizes)
-    check_tokens(_OP, sizes["T"])
-    check_shape(_OP, "read_key", reader, "B N H K", sizes)
-    for name, gate in gates.items():
-        if gate is not None:
-            check_shape(_OP, name, gate, "B N H" if name == "weights" else "B T H", sizes)
-    if initial_state is not None:
-        check_shape(_OP, "initial_state", initial_state, "B H K V", sizes)
-    check_floating(_OP, v.device, q=q, k=k, v=v, read_key=reader, initial_state=initial_state, **gates)
-    check_same_dtype(_OP, q=q, k=k, v=v, read_key=reader)
+    shapes: dict[str, tuple[Tensor | None, str]] = {
+        "q": (q, "B T H K"), "k": (k, "B N H K"), "v": (v, "B N H V"), "read_key": (reader, "B N H K"),
+        "weights": (weights, "B N H"), "step": (step, "B T H"), "g": (g, "B T H"),
+        "initial_state": (initial_state, "B H K V"),
+    }  # fmt: skip
+    sizes = check_shapes(_OP, shapes)
+    check_order(_OP, order)
     if sizes["N"] < sizes["T"]:
         raise ShapeError(f"{_OP}: found {sizes['N']} keys for {sizes['T']} queries; required is one a query at least.")
-    check_order(_OP, order)
     form, scale = resolve_backend(_OP, backend, v, has_triton=False), default_scale(scale, sizes["K"])
     if form == "reference" or (backend == "auto" and sizes["T"] == 1):
         length = sizes["N"] - sizes["T"] + 1
@@ -101,12 +95,12 @@ def windowed_delta_rule(
     dtype = state_dtype(v)
     weighed, decay = weights[..., None].to(dtype), torch.zeros_like(step) if g is None else g
     given = (q * scale, step[..., None], decay[..., None], k, reader * weighed, v * weighed)
-    tokens = _Tokens(*(x.to(dtype).transpose(1, 2).flatten(0, 1) for x in given))
-    state = torch.zeros(sizes["B"], sizes["H"], sizes["K"], sizes["V"], dtype=dtype, device=v.device)
-    state = state if initial_state is None else initial_state.to(dtype)
-    o, last = _chunked(tokens, state.flatten(0, 1), order)
-    o = o.view(*state.shape[:2], *o.shape[1:]).transpose(1, 2).to(v.dtype)
-    return o, last.view(state.shape) if output_final_state else None
+
+    def run(tokens: Sequence[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+        return _chunked(_Tokens(*tokens), state, order)
+
+    o, last = run_heads(run, given, v, initial_state, sizes["K"])
+    return o, last if output_final_state else None
 
 
 def _windows(x: Tensor, length: int) -> Tensor:
@@ -196,10 +190,8 @@ class _Decay:
         sums, read, write = DecaySums.of(g, order)
         later = later_tokens(g.shape[-1], g.device)
 
-        def between(ends: Tensor, hidden: Tensor) -> Tensor:
-            return (ends[..., :, None] - write[..., None, :]).to(g.dtype).masked_fill(hidden, -torch.inf).exp()
-
-        self.errors, self.reads = between(read, later), between(sums, later.triu(1))
+        self.errors = decays_between(read, write, later, g.dtype)
+        self.reads = decays_between(sums, write, later.triu(1), g.dtype)
         self.entering, self.kept = read.to(g.dtype).exp(), sums.to(g.dtype).exp()
         self.leaving = (sums[..., -1:] - write).to(g.dtype).exp()
         self.total = self.kept[..., -1:, None]
