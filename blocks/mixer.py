@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +165,12 @@ class MemoryMixerModule(Declared):
             streams[name] = stream(streams, carry)
         return streams
 
+    @cached_property
+    def _sources(self) -> tuple[SourceModule, ...]:
+        owners = [*(module for _, module in self.streams.items()), *self.projections.values(), *self.gates.values()]
+        owners += [part for owner in owners for part in getattr(owner, "parts", ())]
+        return tuple(owner.source for owner in owners if isinstance(owner.source, SourceModule))
+
     def _products(self, x: Tensor) -> dict[str, Tensor]:
         """Return the first products of all sources that read x, by their names, where x is to have a gradient.
 
@@ -172,11 +179,7 @@ class MemoryMixerModule(Declared):
         pieces = self.pieces_for(x)
         if pieces is None or not (torch.is_grad_enabled() and x.requires_grad):
             return {}
-        owners = [module for _, module in self.streams.items()]
-        for module in (*self.projections.values(), *self.gates.values()):
-            owners += [module, *getattr(module, "parts", ())]
-        sources = [owner.source for owner in owners if isinstance(owner.source, SourceModule)]
-        maps = {source.product: source.first_map() for source in sources}
+        maps = {source.product: source.first_map() for source in self._sources}
         found = {name: factors for name, factors in maps.items() if factors is not None}
         return dict(zip(found, pieces.maps(x, list(found.values())), strict=True)) if len(found) > 1 else {}
 

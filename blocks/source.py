@@ -76,35 +76,31 @@ class SourceModule(Declared):
         There is none where other streams, a shift or a map of blocks come first.
         """
         values = self.values()
-        if self.source.from_ != ("input",) or "shift_mix" in values or self.source.block_size is not None:
-            return None
+        meets_input = self.source.from_ == ("input",) and "shift_mix" not in values
+        return self._first_factors(values) if meets_input else None
+
+    def _first_factors(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None] | None:
+        """Return the first matrix and the offset that its product takes with it, which the last one does."""
         if "down" in values:
             return values["down"], None
-        if "weight" not in values:
+        if "weight" not in values or self.source.block_size is not None:
             return None
         return values["weight"], None if "adapt_down" in values else values.get("offset")
 
     def _mapped(self, x: Tensor, values: Mapping[str, Tensor], product: Tensor | None) -> Tensor:
-        """Return the linear map of x, its adapter and its offset; the last product takes the offset with it.
-
-        ``product`` is `first_map`'s, or None.
-        """
-        given, offset = x, values.get("offset")
-        weight = values.get("up", values.get("weight"))
-        if "down" in values:
-            x = activate(self.source.hidden, x @ values["down"] if product is None else product)
-        if "weight" in values and self.source.block_size is not None:
+        """Return the linear map of x, its adapter and its offset; ``product`` is `first_map`'s, or None."""
+        given, offset, adapted = x, values.get("offset"), "adapt_down" in values
+        first = self._first_factors(values)
+        if first is not None:
+            x = _affine(x, *first) if product is None else product
+        elif "weight" in values:
             x = _block_diagonal(x, values["weight"])
-        elif product is not None and "down" not in values:
-            x = product
-            offset = offset if "adapt_down" in values else None
-        elif weight is not None and offset is not None and "adapt_down" not in values:
-            return functional.linear(x, weight.t(), offset)
-        elif weight is not None:
-            x = x @ weight
-        if "adapt_down" in values:
+        if "down" in values:
+            x = _affine(activate(self.source.hidden, x), values["up"], None if adapted else offset)
+        if adapted:
             x = x + (given @ values["adapt_down"]) @ values["adapt_up"]
-        return x if offset is None else x + offset
+        taken = first is not None and not adapted
+        return x if offset is None or taken else x + offset
 
     def adapt(self, adapter: Parameters) -> None:
         """Add a learned x A B to the linear map; ``adapter`` declares A (``adapt_down``) and B (``adapt_up``)."""
@@ -127,6 +123,10 @@ class SourceModule(Declared):
         padded = torch.cat([kept.to(x.dtype), x], dim=1)
         carry.put(f"{self.path}.conv", padded[:, padded.shape[1] - (width - 1) :])
         return functional.conv1d(padded.transpose(1, 2), weight[:, None], groups=x.shape[-1]).transpose(1, 2)
+
+
+def _affine(x: Tensor, weight: Tensor, offset: Tensor | None) -> Tensor:
+    return x @ weight if offset is None else functional.linear(x, weight.t(), offset)
 
 
 def _block_diagonal(x: Tensor, weight: Tensor) -> Tensor:

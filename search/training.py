@@ -276,8 +276,8 @@ class _Run:
 
     def advance(self, steps: range) -> float:
         """Take the steps and return their mean loss in nats."""
-        self.model.train()
         started = time.perf_counter()
+        self.model.train()
         total, unread = 0.0, list[Tensor]()
         for step in steps:
             unread.append(self._step(step))
