@@ -163,6 +163,23 @@ def random_inputs() -> Inputs:
 
 
 @pytest.fixture
+def fp32_is_close() -> Callable[[Op, Op, dict[str, Tensor]], None]:
+    """Return a check that chunks in fp32 are close to the recurrence in fp64, whose inputs are given."""
+
+    def check(chunked: Op, reference: Op, inputs: dict[str, Tensor]) -> None:
+        exact, _ = reference(**inputs)
+        o, state = chunked(**{name: x.float() for name, x in inputs.items()})
+        assert o is not None
+        assert exact is not None
+        assert state is not None
+        assert o.dtype == state.dtype == torch.float32
+        # fp32 carries 6e-8; steps that together reflect the state carry errors on
+        assert float((o.double() - exact).norm() / exact.norm()) < 1e-4
+
+    return check
+
+
+@pytest.fixture
 def split_and_stepped() -> Callable[[Op, dict[str, Tensor]], None]:
     """Return a check that two stretches, and single tokens, compute what a whole sequence in fp64 does."""
 

@@ -85,14 +85,8 @@ def test_split_sequence_and_steps_equal_the_whole(split_and_stepped: Callable[..
     )
 
 
-def test_fp32_is_close_to_fp64() -> None:
-    inputs = make(130, V, V)
-    exact, _ = reference(**inputs)
-    o, state = chunked(**{name: x.float() for name, x in inputs.items()})
-    assert state is not None
-    assert o.dtype == state.dtype == torch.float32
-    # fp32 carries 6e-8; strengths up to 2 reflect the state and carry errors on
-    assert float((o.double() - exact).norm() / exact.norm()) < 1e-4
+def test_fp32_is_close_to_fp64(fp32_is_close: Callable[..., None]) -> None:
+    fp32_is_close(chunked, reference, make(130, V, V))
 
 
 @pytest.mark.parametrize(

@@ -118,14 +118,8 @@ def test_split_sequence_and_steps_equal_the_whole() -> None:
     torch.testing.assert_close(state, last, rtol=1e-10, atol=1e-11)
 
 
-def test_fp32_is_close_to_fp64() -> None:
-    inputs = make(130, 4)
-    exact, _ = reference(**inputs)
-    o, state = chunked(**{name: x.float() for name, x in inputs.items()})
-    assert state is not None
-    assert o.dtype == state.dtype == torch.float32
-    # fp32 carries 6e-8; steps that together reflect the state carry errors on
-    assert float((o.double() - exact).norm() / exact.norm()) < 1e-4
+def test_fp32_is_close_to_fp64(fp32_is_close: Callable[..., None]) -> None:
+    fp32_is_close(chunked, reference, make(130, 4))
 
 
 @pytest.mark.parametrize(
